@@ -1,10 +1,15 @@
 //! The command line: one file per command. Commands other than `serve` are clients of a node, or
 //! read a data directory; they may use sockets and files directly.
 
+pub mod call;
+pub mod client;
 pub mod config;
 pub mod config_command;
 pub mod exit;
+#[cfg(test)]
+mod fake_server;
 pub mod output;
+pub mod reply;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -28,6 +33,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show the effective settings and where each comes from
     Config(Box<config_command::ConfigCommandArgs>),
+    /// Send one command to a node and print its reply
+    Call(call::CallArgs),
 }
 
 /// Parses the command line, runs the command, and says how it ended.
@@ -36,6 +43,7 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config_command::run(&args),
+        Command::Call(args) => call::run(&args),
     };
     match result {
         Ok(exit) => ExitCode::from(exit as u8),
