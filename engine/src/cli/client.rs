@@ -152,6 +152,11 @@ impl Client {
         encode_command(arguments, &mut self.output);
     }
 
+    /// Adds commands that [`encode_command`], or something like it, has encoded.
+    pub fn queue_encoded(&mut self, commands: &[u8]) {
+        self.output.extend_from_slice(commands);
+    }
+
     /// Bytes that are queued.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {

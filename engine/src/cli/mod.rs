@@ -8,6 +8,7 @@ pub mod config_command;
 pub mod exit;
 #[cfg(test)]
 mod fake_server;
+pub mod load;
 pub mod output;
 pub mod reply;
 pub mod serve;
@@ -33,6 +34,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Show the effective settings and where each comes from
     Config(Box<config_command::ConfigCommandArgs>),
+    /// Load the lines of a CSV file as rows
+    Load(load::LoadArgs),
     /// Send one command to a node and print its reply
     Call(call::CallArgs),
 }
@@ -43,6 +46,7 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config_command::run(&args),
+        Command::Load(args) => load::run(&args),
         Command::Call(args) => call::run(&args),
     };
     match result {
