@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::exit::{Exit, Failure};
 use super::reply::{InvalidReply, Reply, ReplyEnd};
@@ -283,7 +283,7 @@ pub fn encode_command<A: AsRef<[u8]>>(arguments: &[A], output: &mut Vec<u8>) {
 
 /// Bytes as a person reads them: printable characters as they are, others escaped.
 #[must_use]
-pub fn printable(bytes: &Bytes) -> String {
+pub fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(char::is_control) => text.to_owned(),
         _ => bytes.escape_ascii().to_string(),

@@ -5,6 +5,7 @@ pub mod call;
 pub mod client;
 pub mod config;
 pub mod config_command;
+pub mod diff;
 pub mod exit;
 #[cfg(test)]
 mod fake_server;
@@ -12,6 +13,8 @@ pub mod load;
 pub mod output;
 pub mod reply;
 pub mod serve;
+pub mod status;
+pub mod table;
 
 use std::process::ExitCode;
 
@@ -36,6 +39,10 @@ enum Command {
     Config(Box<config_command::ConfigCommandArgs>),
     /// Load the lines of a CSV file as rows
     Load(load::LoadArgs),
+    /// Show how a node is: positions, replicas and their lag, ack policy, table
+    Status(status::StatusArgs),
+    /// Compare all rows of two nodes at one position of the log
+    Diff(diff::DiffArgs),
     /// Send one command to a node and print its reply
     Call(call::CallArgs),
 }
@@ -47,6 +54,8 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config_command::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Call(args) => call::run(&args),
     };
     match result {
