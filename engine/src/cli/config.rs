@@ -389,8 +389,7 @@ fn check(effective: &Effective, problems: &mut Vec<String>) {
         "replication_listen",
         "another address than listen".to_owned(),
     );
-    let waits_for_itself =
-        node.replica_of.is_none() && named(&cluster.ack).iter().any(|name| *name == node.name);
+    let waits_for_itself = node.replica_of.is_none() && named(&cluster.ack).contains(&node.name);
     rule(
         !waits_for_itself,
         "ack",

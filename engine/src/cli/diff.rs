@@ -148,8 +148,7 @@ fn compare_at_rest(nodes: &mut [Client; 2]) -> Result<Outcome, DumpError> {
     let [a, b] = nodes;
     let mut dumps = [Dump::new(a), Dump::new(b)];
     let mut comparison = Comparison::default();
-    loop {
-        let Some(side) = comparison.wants() else { break };
+    while let Some(side) = comparison.wants() {
         match dumps[side].next_row()? {
             Some((key, image)) => comparison.add(side, key, image),
             None => comparison.end(side),
@@ -166,7 +165,9 @@ fn compare_at_rest(nodes: &mut [Client; 2]) -> Result<Outcome, DumpError> {
 }
 
 impl Outcome {
-    fn text(&self, a: &str, b: &str) -> String {
+    /// For people; one line when all is well.
+    #[must_use]
+    pub fn text(&self, a: &str, b: &str) -> String {
         let [rows_a, rows_b] = self.rows.map(human_count);
         let position = &self.position;
         if self.differences.none() {

@@ -5,10 +5,12 @@ pub mod call;
 pub mod client;
 pub mod config;
 pub mod config_command;
+pub mod demo;
 pub mod diff;
 pub mod exit;
 #[cfg(test)]
 mod fake_server;
+pub mod interrupt;
 pub mod load;
 pub mod output;
 pub mod reply;
@@ -33,6 +35,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See it work: a primary and two replicas, real rows, a write load, identical tables
+    Demo(demo::DemoArgs),
     /// Run a node: a primary, or with --replica-of a replica
     Serve(Box<serve::ServeArgs>),
     /// Show the effective settings and where each comes from
@@ -51,6 +55,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config_command::run(&args),
         Command::Load(args) => load::run(&args),
