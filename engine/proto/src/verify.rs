@@ -113,17 +113,20 @@ impl StreamVerifier {
     }
 }
 
+/// The error of [`check_padding`].
+pub const PADDING: FrameError = FrameError::Body("padding is not zero");
+
 /// Whether the bytes between the end of the body and the end of the frame are zero. `frame` is
 /// the whole frame. No checksum covers them, and all copies of a log are identical in them.
 ///
 /// # Errors
-/// [`FrameError::Body`].
+/// [`PADDING`].
 pub fn check_padding(header: &FrameHeader, frame: &[u8]) -> Result<(), FrameError> {
     let body_end = crate::FRAME_HEADER_BYTES + header.stored_len as usize;
     let padding = frame.get(body_end..header.frame_bytes());
     match padding {
         Some(bytes) if bytes.iter().all(|byte| *byte == 0) => Ok(()),
-        _ => Err(FrameError::Body("padding is not zero")),
+        _ => Err(PADDING),
     }
 }
 

@@ -21,8 +21,17 @@
 //!   so a frame with the right LSN, checksum and seed in its right place is always live.
 //!   Recycled segments move to higher LSNs, where their old frames stand in the wrong place.
 
+pub mod cut;
+pub mod layout;
 pub mod node_state;
+pub mod prepare;
+pub mod reader;
+pub mod recover;
+pub mod retire;
+pub mod scan;
 pub mod segment;
+pub mod survey;
+pub mod tools;
 
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
@@ -31,8 +40,13 @@ use std::io;
 
 use rowship_proto::Lsn;
 
+pub use self::cut::cut;
+pub use self::layout::Layout;
 pub use self::node_state::{Checkpoint, NodeState, Role, StateError};
+pub use self::reader::SegmentMaps;
+pub use self::recover::{Recovered, recover};
 pub use self::segment::SegmentHeader;
+pub use self::survey::RecoverInput;
 
 /// The most bytes of a log with bodies up to `frame_body_bytes_max` that may be written and not
 /// yet synced: room for one frame of full size, or for many small ones in one write.

@@ -49,6 +49,9 @@ pub enum SegmentHeaderError {
     /// Not a segment file.
     #[error("not a segment file (no magic)")]
     Magic,
+    /// The file is shorter than its header page.
+    #[error("the file is shorter than a header page")]
+    Short,
     /// Rot, or a write that never finished.
     #[error("checksum of the header page does not hold")]
     Checksum,
@@ -122,8 +125,7 @@ impl SegmentHeader {
         let size_allowed = (SEGMENT_BYTES_LIMITS.0..=SEGMENT_BYTES_LIMITS.1)
             .contains(&self.segment_bytes)
             && self.segment_bytes.is_multiple_of(SEGMENT_HEADER_BYTES);
-        let base_allowed =
-            self.base.0.is_multiple_of(SEGMENT_HEADER_BYTES) && self.base.0 < frame::LSN_LIMIT;
+        let base_allowed = base_allowed(self.base.0);
         let body_allowed = self.frame_body_bytes_max > 0
             && self.frame_body_bytes_max <= frame::FRAME_BODY_BYTES_LIMIT as u64
             && self.frame_body_bytes_max <= self.segment_bytes / 4;
@@ -169,11 +171,22 @@ impl SegmentHeader {
     ) -> Result<Result<SegmentHeader, SegmentHeaderError>, LogError> {
         let name = segment_file_name(base);
         let mut page = vec![0; SEGMENT_HEADER_BYTES as usize];
-        disk.read_exact_at(&name, 0, &mut page).map_err(LogError::io("read", disk.path(&name)))?;
+        match disk.read_exact_at(&name, 0, &mut page) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                return Ok(Err(SegmentHeaderError::Short));
+            }
+            Err(source) => return Err(LogError::io("read", disk.path(&name))(source)),
+        }
         Ok(SegmentHeader::parse(&page).and_then(|header| {
             if header.base == base { Ok(header) } else { Err(SegmentHeaderError::Field("base")) }
         }))
     }
+}
+
+/// Whether a segment can start there.
+fn base_allowed(base: u64) -> bool {
+    base.is_multiple_of(SEGMENT_HEADER_BYTES) && base < frame::LSN_LIMIT
 }
 
 /// `segment-<base as 20 decimal digits>.log`: sorted by name is sorted by base.
@@ -199,15 +212,15 @@ pub enum LogFile {
 
 impl LogFile {
     /// Parses a file name; `None` for files that are not the log's. Only the exact spelling that
-    /// [`segment_file_name`] and [`spare_file_name`] write counts.
+    /// [`segment_file_name`] and [`spare_file_name`] write counts, with a base that can be one.
     #[must_use]
     pub fn parse(name: &str) -> Option<LogFile> {
         let number = |prefix: &str| -> Option<u64> {
             name.strip_prefix(prefix)?.strip_suffix(".log")?.parse().ok()
         };
         let file = match (number("segment-"), number("spare-")) {
-            (Some(base), _) => LogFile::Segment(Lsn(base)),
-            (_, Some(spare)) => LogFile::Spare(spare),
+            (Some(base), _) if base_allowed(base) => LogFile::Segment(Lsn(base)),
+            (None, Some(spare)) => LogFile::Spare(spare),
             _ => return None,
         };
         (file.name() == name).then_some(file)
