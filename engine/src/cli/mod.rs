@@ -12,7 +12,9 @@ pub mod exit;
 mod fake_server;
 pub mod interrupt;
 pub mod load;
+pub mod log_command;
 pub mod output;
+pub mod promote;
 pub mod reply;
 pub mod serve;
 pub mod status;
@@ -47,6 +49,11 @@ enum Command {
     Status(status::StatusArgs),
     /// Compare all rows of two nodes at one position of the log
     Diff(diff::DiffArgs),
+    /// Look into the log of a data directory, or shorten it
+    #[command(subcommand)]
+    Log(log_command::LogCommand),
+    /// Make the directory of a stopped replica a primary's
+    Promote(promote::PromoteArgs),
     /// Send one command to a node and print its reply
     Call(call::CallArgs),
 }
@@ -61,6 +68,8 @@ pub fn run() -> ExitCode {
         Command::Load(args) => load::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Log(command) => log_command::run(&command),
+        Command::Promote(args) => promote::run(&args),
         Command::Call(args) => call::run(&args),
     };
     match result {
