@@ -6,6 +6,7 @@
 
 mod ack;
 pub mod keys;
+mod list;
 pub mod print;
 #[cfg(test)]
 mod tests;
