@@ -279,7 +279,7 @@ mod tests {
             "table": {"kind": "lsm", "rows": 3322, "durable_lsn": 4096},
             "clients": {"connected": 2}, "memory": {"resident_bytes": 10_485_760},
             "counters": {"bad_frames": 0, "reconnects": 3},
-            "events": [{"what": "start\u{1b}[2J"}]
+            "events": ["start\u{1b}[2J"]
         })
     }
 

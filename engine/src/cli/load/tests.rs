@@ -126,6 +126,19 @@ fn batches_become_transactions_and_exec_errors_count() {
 }
 
 #[test]
+fn error_inside_a_transaction_counts() {
+    let server = FakeServer::start(|command: &[Bytes]| match &command[0][..] {
+        b"EXEC" => b"*2\r\n:1\r\n-WRONGTYPE no\r\n".to_vec(),
+        _ => b"+OK\r\n".to_vec(),
+    });
+    let plan = LoadPlan { transaction: true, ..plan(&server.address, &["k"]) };
+    let (result, summary) = load(&b"k\na\nb\n"[..], &plan, None);
+    let failure = result.unwrap_err();
+    assert!(failure.message.contains("lines 2 to 3: WRONGTYPE no"), "{failure}");
+    assert_eq!((summary.rows, summary.errors), (0, 1));
+}
+
+#[test]
 fn one_key_stays_on_one_connection() {
     let server = accepting();
     let plan = LoadPlan {
