@@ -90,7 +90,8 @@ impl Holdings<'_> {
             return Err(refuse(RefuseCode::Version, text));
         }
         let (base, bytes) = welcome.segment;
-        let segment_fits = (SEGMENT_BYTES_LIMITS.0..=SEGMENT_BYTES_LIMITS.1).contains(&bytes)
+        let segment_fits = base.0 <= LSN_LIMIT
+            && (SEGMENT_BYTES_LIMITS.0..=SEGMENT_BYTES_LIMITS.1).contains(&bytes)
             && base.0.is_multiple_of(SEGMENT_HEADER_BYTES)
             && welcome.resume >= base.plus(SEGMENT_HEADER_BYTES)
             && welcome.resume.since(base) < bytes;
@@ -99,7 +100,7 @@ impl Holdings<'_> {
             && welcome.frame_body_bytes_max <= FRAME_BODY_BYTES_LIMIT as u64
             && welcome.frame_body_bytes_max <= bytes / 4;
         let epoch_fits = welcome.log_id != LogId::NONE && welcome.history.epoch() == welcome.epoch;
-        if base.0 <= LSN_LIMIT && segment_fits && sizes_fit && epoch_fits {
+        if segment_fits && sizes_fit && epoch_fits {
             Ok(())
         } else {
             let text = "the welcome contradicts itself".to_owned();
