@@ -210,7 +210,12 @@ impl Primary {
                     replica.promises_broken += 1;
                 }
             }
-        } else if self.live_replicas() >= self.reign.replicas_max {
+        } else if self.replicas.len() >= NAMES_MAX {
+            let text = format!("{NAMES_MAX} names of replicas are known: restart the primary");
+            return Err(refuse(RefuseCode::TooMany, Lsn::ZERO, text));
+        }
+        let known_live = accepted.replaces.is_some();
+        if !known_live && self.live_replicas() >= self.reign.replicas_max {
             let text = format!("replicas_max = {} are connected", self.reign.replicas_max);
             return Err(refuse(RefuseCode::TooMany, Lsn::ZERO, text));
         }
@@ -444,6 +449,10 @@ impl Primary {
         }
     }
 }
+
+/// Names of replicas remembered in one reign, for retention and events; a peer that invents names
+/// must not fill the memory.
+const NAMES_MAX: usize = 1024;
 
 /// LSN of the first frame of every log.
 pub const FIRST_FRAME: Lsn = Lsn(crate::control::SEGMENT_HEADER_BYTES);

@@ -136,10 +136,12 @@ impl Progress {
         self.received = (lsn, now);
     }
 
-    /// Durable up to `lsn`.
+    /// Durable up to `lsn`; keeps its time when that is nothing new.
     pub fn durable(&mut self, now: Nanos, lsn: Lsn) {
-        assert!(lsn >= self.durable.0 && lsn <= self.received.0);
-        self.durable = (lsn, now);
+        assert!(lsn <= self.received.0);
+        if lsn > self.durable.0 {
+            self.durable = (lsn, now);
+        }
     }
 
     /// Applied and visible up to these; unchanged ones keep their time.

@@ -208,25 +208,9 @@ impl Stream for UringStream {
     async fn write_all_parts(&self, parts: Vec<Bytes>) -> io::Result<()> {
         let mut rest = parts;
         while !rest.is_empty() {
-            if rest.len() == 1 {
-                return self.write_all(rest.remove(0)).await;
-            }
             let later = rest.split_off(rest.len().min(PARTS_MAX));
             let (result, sent) = self.stream.writev(rest).await;
-            let mut written = result?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            rest = Vec::with_capacity(sent.len() + later.len());
-            for mut part in sent {
-                let gone = written.min(part.len());
-                written -= gone;
-                if gone < part.len() {
-                    bytes::Buf::advance(&mut part, gone);
-                    rest.push(part);
-                }
-            }
-            rest.extend(later);
+            rest = unwritten(sent, later, result?)?;
         }
         Ok(())
     }
@@ -269,7 +253,33 @@ pub struct UringFile {
 }
 
 impl RingFile for UringFile {
-    async fn write_durable(&self, bytes: Bytes, offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset).await.0
+    async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
+        let (mut rest, mut offset) = (parts, offset);
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(PARTS_MAX));
+            let (result, sent) = self.file.writev_at(rest, offset).await;
+            let written = result?;
+            offset += written as u64;
+            rest = unwritten(sent, later, written)?;
+        }
+        Ok(())
     }
+}
+
+/// What is left of `sent` after its first `written` bytes, and `later`.
+fn unwritten(sent: Vec<Bytes>, later: Vec<Bytes>, mut written: usize) -> io::Result<Vec<Bytes>> {
+    if written == 0 {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let mut rest = Vec::with_capacity(later.len());
+    for mut part in sent {
+        let gone = written.min(part.len());
+        written -= gone;
+        if gone < part.len() {
+            bytes::Buf::advance(&mut part, gone);
+            rest.push(part);
+        }
+    }
+    rest.extend(later);
+    Ok(rest)
 }
