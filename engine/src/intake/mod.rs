@@ -10,16 +10,23 @@
 
 pub mod command;
 pub mod decode;
+#[cfg(test)]
+mod differential;
 pub mod execute;
 pub mod glob;
 mod hashes;
 pub mod key;
 pub mod parse;
+mod parse_data;
 pub mod reply;
 pub mod scan;
 pub mod session;
 mod strings;
 pub mod table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use command::Command;
 pub use decode::decode;
