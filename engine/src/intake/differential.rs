@@ -1,7 +1,7 @@
 //! The same bytes to a real Redis and to this module must give the same bytes back.
 //!
 //! Runs when `ROWSHIP_TEST_REDIS=host:port` names a Redis 7 whose data may be wiped; otherwise
-//! the expectations in [`super::tests`], taken from such runs, stand alone.
+//! `script.txt`, recorded from such a Redis, stands alone.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -62,9 +62,8 @@ fn fixed_scripts() {
     redis.send(b"FLUSHALL\r\nECHO \"the end of a batch\"\r\n");
     let mut client = TestClient::new();
     let mut differences = Vec::new();
-    for line in super::tests::SCRIPT.lines().filter(|line| !line.trim().is_empty()) {
-        let batch = line.trim().replace("; ", "\r\n") + "\r\n";
-        differences.extend(compare(&mut redis, &mut client, batch.as_bytes()));
+    for (commands, _) in super::tests::script() {
+        differences.extend(compare(&mut redis, &mut client, &commands));
     }
     assert!(differences.is_empty(), "\n{}", differences.join("\n"));
 }

@@ -298,3 +298,175 @@ const LINE_END: &[u8] = b"\r\n";
 const ARG_BYTES_MIN: usize = 6;
 /// Digits and sign of any 64-bit number, and the CR: a longer line is not a number.
 const NUMBER_LINE_BYTES_MAX: usize = 21;
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::decode::decode;
+    use super::super::testing::{Random, multibulk};
+    use super::*;
+
+    const TINY: QueryLimits =
+        QueryLimits { query_bytes_max: 200, bulk_bytes_max: 50, args_max: 8, inline_bytes_max: 64 };
+
+    type Verdict = Result<Option<(usize, Vec<Bytes>)>, ProtocolError>;
+
+    /// The verdict on the first command of `bytes`, arriving in the given pieces.
+    fn verdict(bytes: &[u8], ends: impl Iterator<Item = usize>) -> Verdict {
+        let mut scanner = Scanner::new(TINY);
+        for end in ends {
+            match scanner.scan(&bytes[..end])? {
+                Scan::Complete { len, form } => {
+                    assert!(len <= end && len <= TINY.query_bytes_max);
+                    let args = decode(&Bytes::copy_from_slice(&bytes[..len]), form)?;
+                    assert!(args.len() <= TINY.args_max.max(TINY.inline_bytes_max / 2));
+                    return Ok(Some((len, args)));
+                }
+                Scan::Incomplete { bytes_needed_min } => {
+                    assert!(bytes_needed_min > 0);
+                    assert!(end + bytes_needed_min <= TINY.query_bytes_max + 1);
+                    assert!(end <= TINY.query_bytes_max, "more is buffered than is allowed");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes that look enough like commands to get far: good ones, bent in a few places.
+    fn hostile(random: &mut Random) -> Vec<u8> {
+        const PARTS: &[&[u8]] = &[
+            b"*",
+            b"$",
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b"1",
+            b"2",
+            b"-1",
+            b"0",
+            b"51",
+            b"999999999999",
+            b"\"",
+            b"'",
+            b" ",
+            b"\\x41",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"*2\r\n$1\r\na\r\n$0\r\n\r\n",
+            b"GET a\r\n",
+        ];
+        let mut bytes = Vec::new();
+        if random.below(2) == 0 {
+            bytes =
+                multibulk(&[b"SET", &vec![b'k'; random.below(60)], &vec![b'v'; random.below(60)]]);
+            for _ in 0..random.below(3) {
+                let at = random.below(bytes.len());
+                let part = PARTS[random.below(PARTS.len())];
+                bytes[at] = part[0];
+            }
+        }
+        for _ in 0..random.below(12) {
+            bytes.extend_from_slice(PARTS[random.below(PARTS.len())]);
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_verdict_does_not_depend_on_how_bytes_were_cut() {
+        let mut random = Random(42);
+        let mut kinds = [0; 3];
+        for _ in 0..30_000 {
+            let bytes = hostile(&mut random);
+            let each = verdict(&bytes, 0..=bytes.len());
+            let whole = verdict(&bytes, std::iter::once(bytes.len()));
+            assert_eq!(each, whole, "{}", bytes.escape_ascii());
+            let cut = random.below(bytes.len() + 1);
+            let two = verdict(&bytes, [cut, bytes.len()].into_iter());
+            assert_eq!(two, whole, "{} cut at {cut}", bytes.escape_ascii());
+            kinds[match whole {
+                Ok(Some(_)) => 0,
+                Ok(None) => 1,
+                Err(_) => 2,
+            }] += 1;
+        }
+        assert!(kinds.iter().all(|count| *count > 1000), "{kinds:?}");
+    }
+
+    #[test]
+    fn every_prefix_is_incomplete_and_says_a_true_lower_bound() {
+        let commands: [&[&[u8]]; 4] =
+            [&[b"PING"], &[b"SET", b"k", b"\r\n$3\r\n"], &[b""], &[b"MSET", b"", b"", b"a", b"b"]];
+        for args in commands {
+            let bytes = multibulk(args);
+            for end in 0..bytes.len() {
+                let scan = Scanner::new(TINY).scan(&bytes[..end]);
+                let Ok(Scan::Incomplete { bytes_needed_min }) = scan else { panic!("{scan:?}") };
+                assert!(end + bytes_needed_min <= bytes.len(), "{}", bytes.escape_ascii());
+            }
+            let Ok(Some((len, parsed))) = verdict(&bytes, 0..=bytes.len()) else { panic!() };
+            assert_eq!(len, bytes.len());
+            assert!(parsed.iter().zip(args).all(|(parsed, arg)| parsed == arg));
+        }
+        let pending = Scanner::new(TINY).scan(b"*2\r\n$3\r\nGET\r\n$40\r\n");
+        assert_eq!(pending, Ok(incomplete(42)));
+    }
+
+    #[test]
+    fn announcements_beyond_a_limit_are_refused_before_their_bytes_arrive() {
+        let scan = |bytes: &[u8]| Scanner::new(TINY).scan(bytes);
+        assert_eq!(scan(b"*9\r\n"), Err(ProtocolError::MultibulkLength));
+        assert_eq!(scan(b"*1\r\n$51\r\n"), Err(ProtocolError::BulkLength));
+        assert_eq!(scan(b"*1\r\n$2147483648\r\n"), Err(ProtocolError::BulkLength));
+        assert_eq!(scan(b"*1\r\n$-1\r\n"), Err(ProtocolError::BulkLength));
+        assert_eq!(scan(&[b'x'; 64]), Err(ProtocolError::InlineTooBig));
+        assert_eq!(
+            scan(&[b"*"[..].to_vec(), vec![b'1'; 30]].concat()),
+            Err(ProtocolError::MultibulkLength)
+        );
+        assert_eq!(scan(b"*1\r\n$1\r\naXX"), Err(ProtocolError::BulkEnd));
+        let mut three = multibulk(&[&[b'a'; 50], &[b'b'; 50], &[b'c'; 50]]);
+        three[1] = b'4';
+        assert!(matches!(scan(&three), Ok(Scan::Incomplete { .. })));
+        three.extend_from_slice(b"$50\r\n");
+        assert_eq!(scan(&three), Err(ProtocolError::QueryTooBig(200)));
+    }
+
+    #[test]
+    fn inline_and_empty_commands_end_where_redis_ends_them() {
+        let args = |bytes: &[u8]| verdict(bytes, std::iter::once(bytes.len()));
+        let words = |words: &[&'static [u8]]| -> Vec<Bytes> {
+            words.iter().map(|word| Bytes::from_static(word)).collect()
+        };
+        assert_eq!(args(b"GET  a\r\nrest"), Ok(Some((8, words(&[b"GET", b"a"])))));
+        assert_eq!(args(b" GET\ta\n"), Ok(Some((7, words(&[b"GET", b"a"])))));
+        assert_eq!(args(b"\r\n"), Ok(Some((2, words(&[])))));
+        assert_eq!(args(b"*0\r\n*1"), Ok(Some((4, words(&[])))));
+        assert_eq!(args(b"*-5\r\n"), Ok(Some((5, words(&[])))));
+        let quoted = b"'a\\'b' \"\\x41\\n\\q\" c\"d\"\n";
+        let expected = words(&[b"a'b", b"A\nq", b"cd"]);
+        assert_eq!(args(quoted), Ok(Some((quoted.len(), expected))));
+        assert_eq!(args(b"a \"b\n"), Err(ProtocolError::UnbalancedQuotes));
+        assert_eq!(args(b"'a'b\n"), Err(ProtocolError::UnbalancedQuotes));
+    }
+
+    #[test]
+    fn arguments_are_slices_of_the_command() {
+        let command = Bytes::from(multibulk(&[b"SET", b"k", b"value"]));
+        let args = decode(&command, Form::Multibulk).unwrap();
+        let inside = command.as_ptr_range();
+        assert!(args.iter().all(|arg| inside.contains(&arg.as_ptr())));
+        assert_eq!(decode(&command.slice(..8), Form::Multibulk), Err(ProtocolError::Malformed));
+        let nested = Bytes::from_static(b"*1\r\n*1\r\n$1\r\na\r\n");
+        assert_eq!(decode(&nested, Form::Multibulk), Err(ProtocolError::Malformed));
+    }
+
+    #[test]
+    fn integers_have_one_spelling() {
+        for good in [0, 7, -1, 10, i64::MAX, i64::MIN] {
+            assert_eq!(parse_integer(good.to_string().as_bytes()), Some(good));
+        }
+        for bad in ["", "-", "+1", "01", "-0", "-01", " 1", "1 ", "1.0", "9223372036854775808"] {
+            assert_eq!(parse_integer(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}
