@@ -23,6 +23,15 @@ pub enum TableKind {
     Memory,
 }
 
+/// How log lines are written to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 /// Settings that all nodes of a cluster should share.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
@@ -101,6 +110,10 @@ pub struct NodeSettings {
     pub client_write_timeout_ms: u64,
     /// How long a clean stop waits for replies in flight.
     pub stop_timeout_ms: u64,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Which log lines are written: `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: String,
 }
 
 /// Everything.
@@ -155,6 +168,8 @@ impl Settings {
                 replies_bytes_max: 16 << 20,
                 client_write_timeout_ms: 60_000,
                 stop_timeout_ms: 5_000,
+                log_format: LogFormat::Text,
+                log_level: "info".to_owned(),
             },
         }
     }

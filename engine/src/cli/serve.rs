@@ -1,0 +1,54 @@
+//! `rowship serve`: settings, logging, and off it goes. What a node does is in [`crate::node`].
+
+use std::io;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::CommandResult;
+use super::config::ConfigArgs;
+use super::exit::{Exit, Failure};
+use crate::node::settings::{LogFormat, NodeSettings};
+
+/// Flags of `rowship serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// End when the process that started this one ends (used by demo and tests)
+    #[arg(long, hide = true)]
+    stop_with_parent: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// Bad settings, or why the node ended.
+pub fn run(args: &ServeArgs) -> CommandResult {
+    let settings = args.config.load()?.draft.settings;
+    if settings.node.data_dir.as_os_str().is_empty() {
+        let message = "no data directory: give --data-dir DIR, or data_dir in section [node]";
+        return Err(Failure::new(Exit::Usage, message));
+    }
+    if args.stop_with_parent {
+        let signal = Some(rustix::process::Signal::TERM);
+        rustix::process::set_parent_process_death_signal(signal)
+            .map_err(|error| Failure::new(Exit::Internal, format!("prctl: {error}")))?;
+    }
+    set_up_logging(&settings.node)?;
+    crate::node::run(settings)
+        .map(|()| Exit::Ok)
+        .map_err(|error| Failure { code: error.exit, message: error.message })
+}
+
+fn set_up_logging(node: &NodeSettings) -> Result<(), Failure> {
+    let bad = |error: &dyn std::fmt::Display| Failure::new(Exit::Usage, format!("log: {error}"));
+    let filter = EnvFilter::try_new(&node.log_level).map_err(|error| bad(&error))?;
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    let result = match node.log_format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    result.map_err(|error| bad(&error))
+}
