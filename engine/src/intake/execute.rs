@@ -38,6 +38,11 @@ pub trait Rows {
     fn value_bytes_max(&self) -> usize {
         super::key::RowLimits::default().value_bytes_max
     }
+
+    /// Largest reply in bytes that one command may have ([`REPLY_BYTES_MAX`]).
+    fn reply_bytes_max(&self) -> usize {
+        REPLY_BYTES_MAX
+    }
 }
 
 /// When SET sets.
@@ -176,8 +181,12 @@ impl DataCommand {
 /// Runs a command. Reads of read-only commands use `view_for_reads` ([`View::Plain`] outside
 /// EXEC); commands that may write always read [`View::Latest`].
 pub fn execute(command: &DataCommand, view_for_reads: View, rows: &mut impl Rows) -> Reply {
-    let view = if command.is_write() { View::Latest } else { view_for_reads };
-    run(command, view, rows).unwrap_or_else(|error| error)
+    let reply = run(command, view_for_reads, rows).unwrap_or_else(|error| error);
+    if command.is_write() {
+        // It has happened, so its reply must stand; that is at most one value.
+        return reply;
+    }
+    check_reply_bytes(reply.encoded_bytes_max(), rows).err().unwrap_or(reply)
 }
 
 fn run(command: &DataCommand, view: View, rows: &mut impl Rows) -> Result<Reply, Reply> {
@@ -291,10 +300,24 @@ pub(super) fn check_image_bytes(bytes: usize, rows: &impl Rows) -> Result<(), Re
     Err(Reply::error(text))
 }
 
+/// Refuses a reply that grows beyond its limit. A short request can ask for one large value many
+/// times over, so reading stops when this says so.
+pub(super) fn check_reply_bytes(bytes: usize, rows: &impl Rows) -> Result<(), Reply> {
+    let bytes_max = rows.reply_bytes_max();
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let text = format!("ERR reply is larger than reply_bytes_max ({bytes_max} bytes)");
+    Err(Reply::error(text))
+}
+
 /// A count as a reply.
 pub(super) fn count(count: usize) -> Reply {
     Reply::Integer(i64::try_from(count).expect("counts of what is in memory fit 63 bits"))
 }
+
+/// Largest reply of one command: a few of the largest rows, or many ordinary ones.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes before the value of a string image.
 pub(super) const IMAGE_PREFIX_BYTES: usize = 4;

@@ -107,6 +107,8 @@ mod tests {
             ("[\\]]", "]"),
             ("a\\*c", "a*c"),
             ("*a*b*", "xxaxxbxx"),
+            ("*aab", "aaaab"),
+            ("*ab*ab", "aababxab"),
             ("planes:*", "planes:N14228"),
             ("a**", "a"),
         ] {

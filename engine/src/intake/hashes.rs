@@ -118,7 +118,7 @@ pub(super) fn len(key: &Bytes, view: View, rows: &mut impl Rows) -> Result<Reply
     with_columns(key, view, rows, |row| count(row.map_or(0, |(_, columns)| columns.len())))
 }
 
-/// Sets columns and returns how many of them are new.
+/// Sets columns, the last value of a repeated name, and returns how many of them are new.
 pub(super) fn set(
     key: &Bytes,
     pairs: &[(Bytes, Bytes)],

@@ -455,6 +455,8 @@ mod tests {
         let args = decode(&command, Form::Multibulk).unwrap();
         let inside = command.as_ptr_range();
         assert!(args.iter().all(|arg| inside.contains(&arg.as_ptr())));
+        let longer = Bytes::from([&command[..], b"x"].concat());
+        assert_eq!(decode(&longer, Form::Multibulk), Err(ProtocolError::Malformed));
         assert_eq!(decode(&command.slice(..8), Form::Multibulk), Err(ProtocolError::Malformed));
         let nested = Bytes::from_static(b"*1\r\n*1\r\n$1\r\na\r\n");
         assert_eq!(decode(&nested, Form::Multibulk), Err(ProtocolError::Malformed));

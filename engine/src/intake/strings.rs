@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::execute::{
-    Condition, IMAGE_PREFIX_BYTES, OVERFLOW, Rows, View, check_image_bytes, count, parse_string,
-    string_image,
+    Condition, IMAGE_PREFIX_BYTES, OVERFLOW, Rows, View, check_image_bytes, check_reply_bytes,
+    count, parse_string, string_image,
 };
 use super::parse::NOT_AN_INTEGER;
 use super::reply::Reply;
@@ -85,8 +85,11 @@ pub(super) fn mset_nx(pairs: &[(Bytes, Bytes)], rows: &mut impl Rows) -> Result<
 /// Rows of another type read as null, as in Redis.
 pub(super) fn mget(keys: &[Bytes], view: View, rows: &mut impl Rows) -> Result<Reply, Reply> {
     let mut values = Vec::with_capacity(keys.len());
+    let mut reply_bytes = 0;
     for key in keys {
         let image = rows.read(key, view)?;
+        reply_bytes += image.as_ref().map_or(0, Bytes::len);
+        check_reply_bytes(reply_bytes, rows)?;
         values.push(match value_or_null(image.as_ref()) {
             Err(error) if error == super::execute::WRONG_TYPE => Reply::Null,
             value => value?,

@@ -13,6 +13,7 @@ pub(super) struct MemoryRows {
     pub(super) writes: usize,
     pub(super) views: Vec<View>,
     pub(super) value_bytes_max: Option<usize>,
+    pub(super) reply_bytes_max: Option<usize>,
 }
 
 impl Rows for MemoryRows {
@@ -32,6 +33,10 @@ impl Rows for MemoryRows {
 
     fn value_bytes_max(&self) -> usize {
         self.value_bytes_max.unwrap_or(1 << 20)
+    }
+
+    fn reply_bytes_max(&self) -> usize {
+        self.reply_bytes_max.unwrap_or(1 << 20)
     }
 }
 

@@ -227,9 +227,25 @@ fn images_beyond_their_limit_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn one_value_asked_for_many_times_does_not_make_an_endless_reply() {
+    let mut client = TestClient::new();
+    client.say(&format!("SET s {}", "x".repeat(1000)));
+    client.say(&format!("HSET h f {}", "x".repeat(1000)));
+    client.rows.reply_bytes_max = Some(5000);
+    client.rows.views.clear();
+    let large = "-ERR reply is larger than reply_bytes_max (5000 bytes)\r\n";
+    assert_eq!(client.say(&format!("MGET {}", "s ".repeat(100))), large);
+    assert_eq!(client.rows.views.len(), 5, "reading stops at the limit");
+    assert_eq!(client.say(&format!("HMGET h {}", "f ".repeat(100))), large);
+    assert!(client.say("MGET s s s s").starts_with("*4\r\n"));
+    assert!(client.say("HGETALL h").starts_with("*2\r\n"));
+}
+
+#[test]
 fn a_row_has_at_most_its_maximum_of_columns_and_wide_ones_stay_quick() {
     let mut client = TestClient::new();
     client.rows.value_bytes_max = Some(16 << 20);
+    client.rows.reply_bytes_max = Some(16 << 20);
     let names: Vec<String> = (0..u16::MAX).map(|at| format!("c{at}")).collect();
     let mut wide: Vec<&[u8]> = vec![b"HSET", b"h"];
     wide.extend(names.iter().flat_map(|name| [name.as_bytes(), b"1"]));
@@ -243,6 +259,22 @@ fn a_row_has_at_most_its_maximum_of_columns_and_wide_ones_stay_quick() {
     get.pop();
     assert_eq!(client.send(&multibulk(&get)), b":65534\r\n");
     assert_eq!(client.say("HGETALL h"), "*2\r\n$2\r\nc0\r\n$1\r\n1\r\n");
+}
+
+#[test]
+fn of_a_name_given_twice_the_last_value_stays() {
+    for width in [1, 5, 20] {
+        let mut client = TestClient::new();
+        let names: Vec<String> = (0..width).map(|at| format!("c{at}")).collect();
+        let mut args: Vec<&[u8]> = vec![b"HSET", b"h"];
+        for value in [b"old", b"new"] {
+            args.extend(names.iter().flat_map(|name| [name.as_bytes(), value]));
+        }
+        assert_eq!(client.send(&multibulk(&args)), format!(":{width}\r\n").into_bytes());
+        let last = format!("HGET h c{}", width - 1);
+        assert_eq!(client.say(&last), "$3\r\nnew\r\n");
+        assert_eq!(client.say("HGET h c0"), "$3\r\nnew\r\n");
+    }
 }
 
 #[test]
