@@ -17,6 +17,7 @@ use rowship_proto::{Epoch, LogId, Lsn, Nanos};
 
 use super::NodeError;
 use super::appender::Appender;
+use super::client::Client;
 use super::dictionary::Dictionary;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
@@ -88,6 +89,8 @@ pub struct Node<E: Edge> {
     pub events: RefCell<VecDeque<String>>,
     /// Counters for operators.
     pub counters: Counters,
+    /// Client connections, for a clean stop.
+    pub clients: RefCell<BTreeMap<u64, Rc<Client<E>>>>,
     /// Number of the next connection or link.
     pub next_id: Cell<u64>,
     /// Where clients really connect.
