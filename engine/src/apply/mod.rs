@@ -32,6 +32,7 @@
 //! beyond the table's limits is what is in flight: windows times their size.
 
 pub mod lane;
+pub mod lsm;
 pub mod memory;
 pub mod plan;
 pub mod publish;
