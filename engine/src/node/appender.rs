@@ -86,6 +86,12 @@ impl Appender {
         self.open.as_ref().map_or(self.next, FrameBuilder::next_lsn)
     }
 
+    /// The segment that comes next.
+    #[must_use]
+    pub fn next_layout(&self) -> Layout {
+        self.layout.next(self.segment_bytes)
+    }
+
     /// Chain value at the end of the sealed log.
     #[must_use]
     pub fn chain(&self) -> u64 {
@@ -151,7 +157,7 @@ impl Appender {
         policy: &str,
         moment: Moment,
     ) -> Result<Vec<Run>, LogError> {
-        let next = self.layout.next(self.segment_bytes);
+        let next = self.next_layout();
         let end = self.layout.end_frame(self.next, self.segment_bytes, &self.seal(moment));
         let mut runs = vec![self.advance(&end.0, next.header.first_frame(), end.1.into())];
         self.layout = next;

@@ -156,7 +156,7 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
     counters.clients.set(counters.clients.get() + 1);
     count(&counters.clients_total, 1);
     let settings = &node.settings.node;
-    let value_bytes_max = node.settings.cluster.frame_body_bytes_max;
+    let value_bytes_max = node.frame_body_bytes_max.get();
     let client = Rc::new(Client {
         id: node.new_id(),
         policy: Cell::new(0),

@@ -22,7 +22,7 @@ use super::NodeError;
 use super::state::{Node, ReplicaRole, Stop, count};
 use super::tip::Run;
 use crate::edge::{Edge, Stream, offload};
-use crate::log::{LogError, SegmentHeader, cut};
+use crate::log::{LogError, SegmentHeader, SegmentMaps, cut};
 
 /// How a link ended.
 enum Ended {
@@ -284,7 +284,9 @@ async fn prepare<E: Edge>(
         .map_err(Ended::Fatal)?;
         if let Some(log_id) = adopted {
             node.log_id.set(log_id);
-            node.segments.maps.borrow_mut().set_seed(log_id.seed());
+            let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
+            *node.segments.maps.borrow_mut() = SegmentMaps::new(log_id.seed(), body_max);
+            node.frame_body_bytes_max.set(body_max);
         }
     }
     if let Some(to) = follow.cut_to {
@@ -648,6 +650,8 @@ impl<E: Edge> Node<E> {
         if lsn == self.appended.get() {
             return Ok(replica.chain.get());
         }
-        self.segments.maps.borrow().chain_at(lsn).map_err(|error| NodeError::log(&error))
+        let chain = self.segments.maps.borrow().chain_at(lsn, self.appended.get(), 0);
+        let chain = chain.map_err(|error| NodeError::log(&error))?;
+        chain.ok_or_else(|| NodeError::damage(&format!("no frame of the log starts at LSN {lsn}")))
     }
 }

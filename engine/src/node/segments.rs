@@ -90,7 +90,7 @@ impl<E: Edge> Segments<E> {
             source,
         })??;
         self.open_file(edge, disk, &header)?;
-        self.maps.borrow_mut().add(header, map);
+        self.maps.borrow_mut().add(header.base, map);
         Ok(())
     }
 
@@ -124,6 +124,7 @@ impl<E: Edge> Segments<E> {
         limit: Lsn,
         bytes_max: usize,
     ) -> Result<Option<(Bytes, Lsn)>, LogError> {
-        self.maps.borrow().whole_frames(from, limit, bytes_max)
+        let run = self.maps.borrow().whole_frames(from, limit, bytes_max)?;
+        Ok(run.map(|run| (run.bytes, run.next)))
     }
 }

@@ -41,6 +41,8 @@ pub struct Node<E: Edge> {
     pub disk: E::Disk,
     /// The log's name; [`LogId::NONE`] on a replica that has not met its primary yet.
     pub log_id: Cell<LogId>,
+    /// Largest frame body of this log.
+    pub frame_body_bytes_max: Cell<usize>,
     /// What the role needs.
     pub role: Role<E>,
     /// Segments open for reading and writing.
