@@ -188,6 +188,28 @@ impl Appender {
         Ok(runs.collect())
     }
 
+    /// All repeats of a segment's opening, again: a crash left the opening unfinished.
+    pub fn repeat_opening(
+        &mut self,
+        dictionary: &Dictionary,
+        history: &EpochHistory,
+        policy: &str,
+        moment: Moment,
+    ) -> Vec<Run> {
+        let tables: Vec<(TableId, Vec<u8>)> =
+            dictionary.tables().map(|(id, name)| (id, name.to_vec())).collect();
+        let opening = Opening {
+            tables: &tables,
+            history: history.entries(),
+            policy: Some((AckPolicyChanged { from: self.next, to: Lsn::ZERO, reason: 0 }, policy)),
+        };
+        let frames = self.layout.repeat_frames(self.next, &opening, &self.seal(moment));
+        let runs = frames.into_iter().map(|(header, bytes)| {
+            self.advance(&header, header.end(), bytes.into())
+        });
+        runs.collect()
+    }
+
     /// Whether a control frame with this body leaves the segment its end.
     #[must_use]
     pub fn control_fits(&self, body_len: usize) -> bool {

@@ -136,6 +136,12 @@ impl Outbox {
         self.changed.until(|| self.is_empty().then_some(())).await;
     }
 
+    /// The socket is of no more use.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
     /// Everything has left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -351,6 +357,13 @@ enum Verdict {
     Leave,
     /// Tell the client that the fate of its write is open.
     Open(String),
+}
+
+impl<E: Edge> Client<E> {
+    /// Ends the connection: its pending read and write return.
+    pub fn shutdown(&self) {
+        self.stream.shutdown();
+    }
 }
 
 impl<E: Edge> Node<E> {

@@ -140,6 +140,8 @@ pub struct PrimaryRole<E: Edge> {
     pub indeterminate_to: Cell<Lsn>,
     /// The epoch.
     pub epoch: Epoch,
+    /// Repeats of the last segment's opening that a crash has left out.
+    pub opening_left: Cell<u64>,
 }
 
 /// One policy in use and what it allows.
