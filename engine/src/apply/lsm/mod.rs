@@ -29,7 +29,7 @@ mod versions;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lsm_tree::config::PinningPolicy;
@@ -351,6 +351,3 @@ impl std::fmt::Debug for LsmTable {
         f.debug_struct("LsmTable").field("files", &self.files).finish_non_exhaustive()
     }
 }
-
-/// A lock that cannot be left half-changed: see [`layers`].
-type Lock<T> = RwLock<T>;

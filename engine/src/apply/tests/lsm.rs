@@ -218,3 +218,29 @@ fn versions_and_file_sets_do_not_pile_up_under_a_hot_key() {
     assert_eq!(manifests.count(), 1);
     check_position(&*table, &log, log.end());
 }
+
+#[test]
+fn a_pin_from_long_ago_reads_the_newest_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = Arc::new(open(&directory.path().join("table"), Mark::ZERO).table);
+    // So low that more sets of files will have been installed than its number.
+    let mut log = LogWriter::new(Lsn(8));
+    let mut random = Random::new(9);
+    let mut harness = Harness::new(table.clone(), Mark::ZERO, 1);
+    let (mut start, mut pin) = (Lsn::ZERO, None);
+    for round in 0..100u32 {
+        log.put(1, &(round % 7).to_le_bytes(), &round.to_le_bytes(), Existed::Unknown);
+        log.frame();
+        harness.feed(vec![log.window(start, log.end(), 1)]);
+        harness.turn(&mut random);
+        start = log.end();
+        pin.get_or_insert_with(|| table.pin());
+        let mark = flush_all(&table);
+        table.recorded(mark.lsn).unwrap();
+        while table.compact().unwrap() {}
+    }
+    let pin = pin.expect("taken in the first round");
+    assert!(pin.at() < Lsn(200));
+    check_position(&*table, &log, pin.at());
+    check_position(&*table, &log, log.end());
+}
