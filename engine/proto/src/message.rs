@@ -1,1 +1,583 @@
-//! message
+//! Messages: what nodes say to one another beside frames. Small, checksummed, never stored.
+//!
+//! ```text
+//! 0        4      5      6        8             12        16          24
+//! | magic  | kind | zero | zero   | body_len    | zero    | checksum  | body, padded to 8 ...
+//! ```
+//!
+//! The checksum is XXH3-64 of the 16 bytes before it and of the body. Messages and frames share
+//! one stream towards the replica and are told apart by their first four bytes.
+//!
+//! Grammar: the replica connects and says `Hello`; the primary answers `Welcome` or `Refuse`; the
+//! replica, having cut its tail if it must, says `Ready`, or `Refuse`; then frames and `Notice`s
+//! flow right and `Ack`s flow left until one side goes away.
+
+use xxhash_rust::xxh3::Xxh3;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::ack::NodeName;
+use crate::position::{Epoch, EpochHistory, EpochStart, LogId, Lsn};
+
+/// First four bytes of every message: "RSM1".
+pub const MESSAGE_MAGIC: u32 = u32::from_le_bytes(*b"RSM1");
+/// Size of a message header in bytes.
+pub const MESSAGE_HEADER_BYTES: usize = 24;
+/// Largest message body: a full epoch history (32 KiB) and some text.
+pub const MESSAGE_BODY_BYTES_MAX: usize = 48 << 10;
+/// Versions of the replication protocol that this build speaks.
+pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+/// Longest text in a message (a refusal's reason, an address) in bytes.
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// A message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Replica: who I am and where my log ends.
+    Hello(Hello),
+    /// Primary: stream from here.
+    Welcome(Welcome),
+    /// Either: no, and why.
+    Refuse(Refuse),
+    /// Replica: my log ends where you said.
+    Ready(Ready),
+    /// Replica: how far I am.
+    Ack(Ack),
+    /// Primary: how far the log and `committed` are; also the heartbeat.
+    Notice(Notice),
+}
+
+/// See [`Message::Hello`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol versions spoken, lowest and highest.
+    pub versions: (u16, u16),
+    /// The log this replica holds, or [`LogId::NONE`].
+    pub log_id: LogId,
+    /// Its node id.
+    pub node_id: u64,
+    /// Drawn when its data directory was made: a wiped node comes back as another incarnation.
+    pub incarnation: u64,
+    /// Highest epoch it has seen.
+    pub highest_epoch: Epoch,
+    /// Where its log ends.
+    pub end: Lsn,
+    /// Its epoch history.
+    pub history: EpochHistory,
+    /// Its name.
+    pub name: NodeName,
+}
+
+/// See [`Message::Welcome`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Protocol version to speak.
+    pub version: u16,
+    /// The log.
+    pub log_id: LogId,
+    /// The primary's node id.
+    pub node_id: u64,
+    /// The primary's epoch.
+    pub epoch: Epoch,
+    /// The stream will start here; what the replica has above must be cut.
+    pub resume: Lsn,
+    /// Chain value just below `resume`.
+    pub resume_chain: u64,
+    /// Base and size in bytes of the segment that holds `resume`.
+    pub segment: (Lsn, u64),
+    /// Largest frame body in bytes.
+    pub frame_body_bytes_max: u64,
+    /// Committed now.
+    pub committed: Lsn,
+    /// The primary's heartbeat period in milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which the primary gives the link up, in milliseconds.
+    pub peer_timeout_ms: u32,
+    /// Whether `received` should be acknowledged before it is durable.
+    pub wants_received: bool,
+    /// The primary's epoch history.
+    pub history: EpochHistory,
+    /// Where clients reach the primary, for `-READONLY` errors.
+    pub client_address: String,
+}
+
+/// Why a link is refused. Numbers are part of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RefuseCode {
+    /// No protocol version in common.
+    Version = 1,
+    /// The replica holds another log.
+    OtherLog = 2,
+    /// The replica has seen a newer epoch: this primary's reign is over.
+    StalePrimary = 3,
+    /// Equal epoch counter, other writer or nonce: a copied or restored directory.
+    ForkedEpoch = 4,
+    /// The name is in use by another, live incarnation.
+    NameInUse = 5,
+    /// The bytes the replica needs were retired; `lsn` is the oldest there is.
+    Retired = 6,
+    /// The logs share no point from which to go on, or differ below the replica's applied
+    /// position: the replica must be seeded anew.
+    Diverged = 7,
+    /// The primary has as many replicas as it allows.
+    TooMany = 8,
+    /// This node is not a primary.
+    NotPrimary = 9,
+    /// The node is stopping.
+    Stopping = 10,
+    /// The peer broke the protocol.
+    Protocol = 11,
+}
+
+/// See [`Message::Refuse`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refuse {
+    /// Why.
+    pub code: RefuseCode,
+    /// An LSN that the reason speaks of, or zero.
+    pub lsn: Lsn,
+    /// The reason, for the operator.
+    pub text: String,
+}
+
+/// See [`Message::Ready`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ready {
+    /// Where the replica's log ends now.
+    pub resume: Lsn,
+    /// Chain value just below.
+    pub chain: u64,
+    /// How far it has applied and shows already.
+    pub visible: Lsn,
+}
+
+/// See [`Message::Ack`]. Ages say how long before sending a position was reached: that is what
+/// turns the arrival of an ack into a time on the primary's clock.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Ack {
+    /// Arrived and verified.
+    pub received: Lsn,
+    /// Survives power loss on the replica.
+    pub durable: Lsn,
+    /// In the replica's table.
+    pub applied: Lsn,
+    /// Readers may see it.
+    pub visible: Lsn,
+    /// Nanoseconds since `received` moved last.
+    pub received_age_ns: u64,
+    /// Nanoseconds since `durable` moved last.
+    pub durable_age_ns: u64,
+    /// Nanoseconds since `applied` moved last.
+    pub applied_age_ns: u64,
+    /// Nanoseconds since `visible` moved last.
+    pub visible_age_ns: u64,
+}
+
+/// See [`Message::Notice`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Notice {
+    /// Committed now.
+    pub committed: Lsn,
+    /// End of the primary's log now.
+    pub appended: Lsn,
+    /// The primary's wall clock, nanoseconds since 1970.
+    pub wall_ns: u64,
+}
+
+/// What is wrong with bytes that should be a message; the peer's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Neither a message nor a frame begins like this.
+    #[error("neither a message nor a frame")]
+    Magic,
+    /// Longer than any message.
+    #[error("message body of {0} bytes is over the limit of {MESSAGE_BODY_BYTES_MAX}")]
+    TooLong(usize),
+    /// Checksum does not hold.
+    #[error("message checksum does not hold")]
+    Checksum,
+    /// A kind this version does not know.
+    #[error("unknown message kind {0}")]
+    Kind(u8),
+    /// The body is not what its kind says.
+    #[error("malformed {0} message")]
+    Body(&'static str),
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct MessageHeader {
+    magic: u32,
+    kind: u8,
+    zero: [u8; 3],
+    body_len: u32,
+    zero_too: u32,
+    checksum: u64,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct HelloHead {
+    version_min: u16,
+    version_max: u16,
+    history_len: u32,
+    log_id: LogId,
+    node_id: u64,
+    incarnation: u64,
+    highest_epoch: Epoch,
+    end: Lsn,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct WelcomeHead {
+    version: u16,
+    wants_received: u16,
+    history_len: u32,
+    log_id: LogId,
+    node_id: u64,
+    epoch: Epoch,
+    resume: Lsn,
+    resume_chain: u64,
+    segment_base: Lsn,
+    segment_bytes: u64,
+    frame_body_bytes_max: u64,
+    committed: Lsn,
+    heartbeat_ms: u32,
+    peer_timeout_ms: u32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct RefuseHead {
+    code: u32,
+    zero: u32,
+    lsn: Lsn,
+}
+
+const _: () = assert!(size_of::<MessageHeader>() == MESSAGE_HEADER_BYTES);
+const _: () = assert!(size_of::<HelloHead>() == 72);
+const _: () = assert!(size_of::<WelcomeHead>() == 112);
+const _: () = assert!(size_of::<Ack>() == 64);
+
+impl Message {
+    /// The bytes to send.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, body) = match self {
+            Message::Hello(hello) => (1, encode_hello(hello)),
+            Message::Welcome(welcome) => (2, encode_welcome(welcome)),
+            Message::Refuse(refuse) => (3, encode_refuse(refuse)),
+            Message::Ready(ready) => (4, ready.as_bytes().to_vec()),
+            Message::Ack(ack) => (5, ack.as_bytes().to_vec()),
+            Message::Notice(notice) => (6, notice.as_bytes().to_vec()),
+        };
+        assert!(body.len() <= MESSAGE_BODY_BYTES_MAX);
+        let mut header = MessageHeader {
+            magic: MESSAGE_MAGIC,
+            kind,
+            zero: [0; 3],
+            body_len: u32::try_from(body.len()).expect("bodies are small"),
+            zero_too: 0,
+            checksum: 0,
+        };
+        header.checksum = checksum(&header.as_bytes()[..16], &body);
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(&body);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    /// Decodes the message at the start of `bytes`: it and its length, or `None` while it is not
+    /// all there.
+    ///
+    /// # Errors
+    /// What does not hold; the link cannot be used any further.
+    pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, MessageError> {
+        if bytes.len() >= 4 && bytes[..4] != MESSAGE_MAGIC.to_le_bytes() {
+            return Err(MessageError::Magic);
+        }
+        let Ok((header, rest)) = MessageHeader::read_from_prefix(bytes) else { return Ok(None) };
+        let body_len = header.body_len as usize;
+        if body_len > MESSAGE_BODY_BYTES_MAX {
+            return Err(MessageError::TooLong(body_len));
+        }
+        let total = MESSAGE_HEADER_BYTES + body_len.next_multiple_of(8);
+        if bytes.len() < total {
+            return Ok(None);
+        }
+        let body = &rest[..body_len];
+        if checksum(&bytes[..16], body) != header.checksum {
+            return Err(MessageError::Checksum);
+        }
+        let message = match header.kind {
+            1 => Message::Hello(decode_hello(body)?),
+            2 => Message::Welcome(decode_welcome(body)?),
+            3 => Message::Refuse(decode_refuse(body)?),
+            4 => Message::Ready(exact(body, "ready")?),
+            5 => Message::Ack(exact(body, "ack")?),
+            6 => Message::Notice(exact(body, "notice")?),
+            kind => return Err(MessageError::Kind(kind)),
+        };
+        Ok(Some((message, total)))
+    }
+}
+
+fn checksum(head: &[u8], body: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(head);
+    hash.update(body);
+    hash.digest()
+}
+
+fn exact<T: FromBytes>(body: &[u8], what: &'static str) -> Result<T, MessageError> {
+    T::read_from_bytes(body).map_err(|_| MessageError::Body(what))
+}
+
+fn head<'a, T: FromBytes>(
+    body: &'a [u8],
+    what: &'static str,
+) -> Result<(T, &'a [u8]), MessageError> {
+    T::read_from_prefix(body).map_err(|_| MessageError::Body(what))
+}
+
+fn text(bytes: &[u8], what: &'static str) -> Result<String, MessageError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.len() <= TEXT_BYTES_MAX => Ok(text.to_owned()),
+        _ => Err(MessageError::Body(what)),
+    }
+}
+
+fn history_len(history: &EpochHistory) -> u32 {
+    u32::try_from(history.entries().len()).expect("a history is bounded")
+}
+
+fn split_history<'a>(
+    rest: &'a [u8],
+    len: u32,
+    what: &'static str,
+) -> Result<(EpochHistory, &'a [u8]), MessageError> {
+    let malformed = MessageError::Body(what);
+    if len as usize > EpochHistory::ENTRIES_MAX {
+        return Err(malformed);
+    }
+    let (entries, rest) =
+        rest.split_at_checked(len as usize * size_of::<EpochStart>()).ok_or(malformed)?;
+    // Not read in place: behind a byte buffer the entries need not be aligned.
+    let entries = entries
+        .chunks_exact(size_of::<EpochStart>())
+        .map(|entry| exact(entry, what))
+        .collect::<Result<Vec<EpochStart>, _>>()?;
+    Ok((EpochHistory::from_entries(entries).ok_or(malformed)?, rest))
+}
+
+fn encode_hello(hello: &Hello) -> Vec<u8> {
+    let head = HelloHead {
+        version_min: hello.versions.0,
+        version_max: hello.versions.1,
+        history_len: history_len(&hello.history),
+        log_id: hello.log_id,
+        node_id: hello.node_id,
+        incarnation: hello.incarnation,
+        highest_epoch: hello.highest_epoch,
+        end: hello.end,
+    };
+    let mut body = head.as_bytes().to_vec();
+    body.extend_from_slice(hello.history.entries().as_bytes());
+    body.extend_from_slice(hello.name.as_str().as_bytes());
+    body
+}
+
+fn decode_hello(body: &[u8]) -> Result<Hello, MessageError> {
+    let (head, rest) = head::<HelloHead>(body, "hello")?;
+    let (history, rest) = split_history(rest, head.history_len, "hello")?;
+    let name = NodeName::new(&text(rest, "hello")?).map_err(|_| MessageError::Body("hello"))?;
+    Ok(Hello {
+        versions: (head.version_min, head.version_max),
+        log_id: head.log_id,
+        node_id: head.node_id,
+        incarnation: head.incarnation,
+        highest_epoch: head.highest_epoch,
+        end: head.end,
+        history,
+        name,
+    })
+}
+
+fn encode_welcome(welcome: &Welcome) -> Vec<u8> {
+    let head = WelcomeHead {
+        version: welcome.version,
+        wants_received: u16::from(welcome.wants_received),
+        history_len: history_len(&welcome.history),
+        log_id: welcome.log_id,
+        node_id: welcome.node_id,
+        epoch: welcome.epoch,
+        resume: welcome.resume,
+        resume_chain: welcome.resume_chain,
+        segment_base: welcome.segment.0,
+        segment_bytes: welcome.segment.1,
+        frame_body_bytes_max: welcome.frame_body_bytes_max,
+        committed: welcome.committed,
+        heartbeat_ms: welcome.heartbeat_ms,
+        peer_timeout_ms: welcome.peer_timeout_ms,
+    };
+    let mut body = head.as_bytes().to_vec();
+    body.extend_from_slice(welcome.history.entries().as_bytes());
+    body.extend_from_slice(clip(&welcome.client_address).as_bytes());
+    body
+}
+
+fn decode_welcome(body: &[u8]) -> Result<Welcome, MessageError> {
+    let (head, rest) = head::<WelcomeHead>(body, "welcome")?;
+    let (history, rest) = split_history(rest, head.history_len, "welcome")?;
+    Ok(Welcome {
+        version: head.version,
+        wants_received: head.wants_received != 0,
+        log_id: head.log_id,
+        node_id: head.node_id,
+        epoch: head.epoch,
+        resume: head.resume,
+        resume_chain: head.resume_chain,
+        segment: (head.segment_base, head.segment_bytes),
+        frame_body_bytes_max: head.frame_body_bytes_max,
+        committed: head.committed,
+        heartbeat_ms: head.heartbeat_ms,
+        peer_timeout_ms: head.peer_timeout_ms,
+        history,
+        client_address: text(rest, "welcome")?,
+    })
+}
+
+fn encode_refuse(refuse: &Refuse) -> Vec<u8> {
+    let head = RefuseHead { code: refuse.code as u32, zero: 0, lsn: refuse.lsn };
+    let mut body = head.as_bytes().to_vec();
+    body.extend_from_slice(clip(&refuse.text).as_bytes());
+    body
+}
+
+fn decode_refuse(body: &[u8]) -> Result<Refuse, MessageError> {
+    let (head, rest) = head::<RefuseHead>(body, "refuse")?;
+    let code = RefuseCode::from_u32(head.code).ok_or(MessageError::Body("refuse"))?;
+    Ok(Refuse { code, lsn: head.lsn, text: text(rest, "refuse")? })
+}
+
+fn clip(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+impl RefuseCode {
+    fn from_u32(number: u32) -> Option<RefuseCode> {
+        use RefuseCode::*;
+        let all = [
+            Version,
+            OtherLog,
+            StalePrimary,
+            ForkedEpoch,
+            NameInUse,
+            Retired,
+            Diverged,
+            TooMany,
+            NotPrimary,
+            Stopping,
+            Protocol,
+        ];
+        all.into_iter().find(|code| *code as u32 == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history() -> EpochHistory {
+        let mut history = EpochHistory::default();
+        assert!(history.push(Epoch { counter: 1, node_id: 2, nonce: 3 }, Lsn(4096)));
+        assert!(history.push(Epoch { counter: 4, node_id: 2, nonce: 9 }, Lsn(8192)));
+        history
+    }
+
+    fn examples() -> Vec<Message> {
+        let hello = Hello {
+            versions: PROTOCOL_VERSIONS,
+            log_id: LogId([5, 6]),
+            node_id: 7,
+            incarnation: 8,
+            highest_epoch: history().epoch(),
+            end: Lsn(8200),
+            history: history(),
+            name: NodeName::new("replica-1").unwrap(),
+        };
+        let welcome = Welcome {
+            version: 1,
+            log_id: LogId([5, 6]),
+            node_id: 2,
+            epoch: history().epoch(),
+            resume: Lsn(8192),
+            resume_chain: 77,
+            segment: (Lsn(0), 65536),
+            frame_body_bytes_max: 4096,
+            committed: Lsn(8000),
+            heartbeat_ms: 500,
+            peer_timeout_ms: 5000,
+            wants_received: true,
+            history: history(),
+            client_address: "127.0.0.1:7401".to_owned(),
+        };
+        let text = "retired".to_owned();
+        vec![
+            Message::Hello(hello),
+            Message::Welcome(welcome),
+            Message::Refuse(Refuse { code: RefuseCode::Retired, lsn: Lsn(65536), text }),
+            Message::Ready(Ready { resume: Lsn(8192), chain: 77, visible: Lsn(8000) }),
+            Message::Ack(Ack { received: Lsn(9000), visible_age_ns: 5, ..Ack::default() }),
+            Message::Notice(Notice { committed: Lsn(1), appended: Lsn(2), wall_ns: 3 }),
+        ]
+    }
+
+    #[test]
+    fn messages_round_trip_and_wait_for_their_end() {
+        for message in examples() {
+            let bytes = message.encode();
+            assert!(bytes.len().is_multiple_of(8));
+            for end in 0..bytes.len() {
+                assert_eq!(Message::decode(&bytes[..end]), Ok(None), "{message:?} at {end}");
+            }
+            let mut more = bytes.clone();
+            more.extend_from_slice(b"next");
+            assert_eq!(Message::decode(&more), Ok(Some((message, bytes.len()))));
+        }
+    }
+
+    #[test]
+    fn flipped_bits_are_never_a_message() {
+        for message in examples() {
+            let bytes = message.encode();
+            let padding = bytes.len() - bytes.len() % 8;
+            for bit in 0..padding * 8 {
+                let mut hostile = bytes.clone();
+                hostile[bit / 8] ^= 1 << (bit % 8);
+                if let Ok(Some((read, _))) = Message::decode(&hostile) {
+                    assert_eq!(read, message, "only padding may differ");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_announcement_of_gigabytes_is_refused_at_once() {
+        let mut bytes = examples()[0].encode();
+        bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Message::decode(&bytes[..24]), Err(MessageError::TooLong(u32::MAX as usize)));
+    }
+}

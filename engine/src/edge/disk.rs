@@ -75,6 +75,12 @@ impl FileDisk {
         Ok(status.f_bavail.saturating_mul(status.f_frsize))
     }
 
+    /// The full path of a file in it.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.full_path(name)
+    }
+
     fn full_path(&self, name: &str) -> PathBuf {
         assert!(!name.contains('/'), "plain file names only");
         self.inner.path.join(name)
@@ -181,6 +187,10 @@ impl Disk for FileDisk {
 
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
         map_file(&File::open(self.full_path(name))?)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        FileDisk::free_bytes(self)
     }
 
     fn path(&self, name: &str) -> String {

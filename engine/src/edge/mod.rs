@@ -39,6 +39,8 @@ pub trait Edge: Clone + 'static {
     fn listen(&self, address: &str) -> io::Result<Self::Listener>;
     /// Opens a file of `disk` for writing through the ring, each write durable when it returns.
     fn open_durable(&self, disk: &Self::Disk, name: &str) -> io::Result<Self::File>;
+    /// Memory of this process that is resident, in bytes; 0 where that is not known.
+    fn resident_bytes(&self) -> u64;
     /// Starts a worker: a thread (in simulation a task) that calls `turn` for each job, in order.
     /// The worker ends when its handle and all clones are dropped.
     fn worker<J: Send + 'static>(
@@ -76,8 +78,13 @@ pub trait Listener: 'static {
 
 /// A file that is written through the ring.
 pub trait RingFile: Clone + 'static {
-    /// Writes all of `bytes` at `offset`; when it returns they survive power loss.
-    fn write_durable(&self, bytes: Bytes, offset: u64) -> impl Future<Output = io::Result<()>>;
+    /// Writes all parts one behind the other from `offset` on; when it returns they survive power
+    /// loss. Only the last call may be unfinished when the power goes.
+    fn write_durable_parts(
+        &self,
+        parts: Vec<Bytes>,
+        offset: u64,
+    ) -> impl Future<Output = io::Result<()>>;
 }
 
 /// One directory of files, for everything that is not the write path: start, preparation,
@@ -99,6 +106,8 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Maps the whole file for reading. The map sees later writes to the file.
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>>;
+    /// Bytes that can still be written to this file system.
+    fn free_bytes(&self) -> io::Result<u64>;
     /// Where this directory is, for messages.
     fn path(&self, name: &str) -> String;
 }

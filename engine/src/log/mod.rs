@@ -23,6 +23,7 @@
 
 pub mod cut;
 pub mod layout;
+pub mod pool;
 pub mod node_state;
 pub mod prepare;
 pub mod reader;

@@ -49,6 +49,11 @@ pub struct Checkpoint {
     pub epoch: Epoch,
 }
 
+impl Checkpoint {
+    /// Of a node that has no log yet.
+    pub const NONE: Checkpoint = Checkpoint { lsn: Lsn::ZERO, chain: 0, epoch: Epoch::NONE };
+}
+
 /// What the table has made durable by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableDurable {

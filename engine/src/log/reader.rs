@@ -62,6 +62,18 @@ impl SegmentMaps {
         self.segments.remove(&base);
     }
 
+    /// Forgets segments that begin above `end`: the log was cut there.
+    pub fn remove_above(&mut self, end: Lsn) {
+        self.segments.retain(|base, _| *base <= end);
+    }
+
+    /// Base and size in bytes of the segment that holds `lsn`.
+    #[must_use]
+    pub fn segment_of(&self, lsn: Lsn) -> Option<(Lsn, u64)> {
+        let (base, map) = self.holder(lsn).ok()?;
+        Some((base, map.bytes().len() as u64))
+    }
+
     /// First frame of the oldest segment.
     #[must_use]
     pub fn oldest(&self) -> Option<Lsn> {

@@ -1,0 +1,122 @@
+//! Frame buffers: a fixed number of page-aligned buffers, lent out and taken back.
+//!
+//! Limit: there are exactly as many buffers as were asked for. When none is free, whoever wants
+//! one waits (that is the back-pressure on clients); the pool never grows. A sealed frame's buffer
+//! comes back when the last reader of its bytes (disk write, sends, apply) has dropped them.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use crossbeam::queue::ArrayQueue;
+use memmap2::MmapMut;
+
+/// The pool. Clones share it; buffers may come back from any thread.
+#[derive(Clone)]
+pub struct FramePool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    free: ArrayQueue<MmapMut>,
+    returned: Box<dyn Fn() + Send + Sync>,
+}
+
+/// A buffer on loan, writable.
+pub struct FrameBuffer {
+    memory: Option<MmapMut>,
+    home: Arc<Shared>,
+}
+
+impl FramePool {
+    /// `count` buffers of `bytes` each (rounded up to whole pages by the system). `returned` is
+    /// called, on any thread, whenever a buffer has come back.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(
+        count: usize,
+        bytes: usize,
+        returned: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<FramePool> {
+        let free = ArrayQueue::new(count);
+        for _ in 0..count {
+            let memory = MmapMut::map_anon(bytes)?;
+            assert!(free.push(memory).is_ok(), "the queue holds all buffers");
+        }
+        let shared = Arc::new(Shared { free, returned: Box::new(returned) });
+        Ok(FramePool { shared })
+    }
+
+    /// A free buffer, or `None`: then wait for `returned`. Its old contents are still in it.
+    #[must_use]
+    pub fn take(&self) -> Option<FrameBuffer> {
+        let memory = self.shared.free.pop()?;
+        Some(FrameBuffer { memory: Some(memory), home: self.shared.clone() })
+    }
+
+    /// Buffers that are free now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.shared.free.len()
+    }
+}
+
+impl FrameBuffer {
+    /// The first `len` bytes, shared without a copy; the buffer goes home with the last of them.
+    ///
+    /// # Panics
+    /// When `len` is beyond the buffer.
+    #[must_use]
+    pub fn freeze(self, len: usize) -> Bytes {
+        Bytes::from_owner(self).slice(..len)
+    }
+}
+
+impl AsRef<[u8]> for FrameBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self.memory.as_ref().expect("memory leaves only in drop")
+    }
+}
+
+impl AsMut<[u8]> for FrameBuffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.memory.as_mut().expect("memory leaves only in drop")
+    }
+}
+
+impl Drop for FrameBuffer {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            assert!(self.home.free.push(memory).is_ok(), "the queue holds all buffers");
+            (self.home.returned)();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn an_empty_pool_gives_nothing_until_the_last_reader_is_done() {
+        let returned = Arc::new(AtomicUsize::new(0));
+        let seen = returned.clone();
+        let count = move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        };
+        let pool = FramePool::new(1, 100, count).unwrap();
+        let mut buffer = pool.take().unwrap();
+        assert!(pool.take().is_none());
+        buffer.as_mut()[..5].copy_from_slice(b"hello");
+        let bytes = buffer.freeze(5);
+        let reader = bytes.clone();
+        drop(bytes);
+        assert!(pool.take().is_none());
+        assert_eq!(&reader[..], b"hello");
+        drop(reader);
+        assert_eq!(returned.load(Ordering::Relaxed), 1);
+        assert_eq!(pool.free(), 1);
+    }
+}

@@ -1,0 +1,433 @@
+//! One client connection: two tasks on one socket.
+//!
+//! The reader scans, decodes and runs commands one after the other and puts each reply, encoded,
+//! into the [`Outbox`], together with what it must wait for. The writer sends replies in order,
+//! as many at once as may leave. So a slow disk or replica holds up replies, never the reading of
+//! the next commands; and a client that does not take its replies holds up only itself.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rowship_proto::ack::ClientPolicy;
+use rowship_proto::{Lsn, Position};
+
+use super::commands;
+use super::signal::Signal;
+use super::state::{Node, ReplyLimit, Role, count};
+use crate::edge::{Edge, Listener, Stream};
+use crate::intake::decode::decode;
+use crate::intake::key::RowLimits;
+use crate::intake::reply::{Reply, RespVersion};
+use crate::intake::scan::{QueryLimits, Scan, Scanner};
+use crate::intake::session::{NodeRole, Session, SessionLimits};
+
+/// Accepts clients until the node stops.
+pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) if !node.is_stopping() => {
+                tokio::task::spawn_local(serve(node.clone(), stream));
+            }
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!("cannot accept a client: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Pause after a failed accept (out of descriptors, most likely), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection is to its commands.
+pub struct Client<E: Edge> {
+    /// Its number, never 0.
+    pub id: u64,
+    /// Index of its policy in [`super::state::PrimaryRole::limits`].
+    pub policy: Cell<usize>,
+    /// End of its last write, and the policy's word for it.
+    pub last_write: Cell<Lsn>,
+    /// Keys under WATCH with the images they had.
+    pub watched: RefCell<Vec<(Bytes, Option<Bytes>)>>,
+    /// Limits on keys and values.
+    pub limits: RowLimits,
+    /// Replies on their way out.
+    pub outbox: Outbox,
+    stream: E::Stream,
+}
+
+/// What a reply waits for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// The connection's own write, under this policy.
+    pub own: Option<(usize, Lsn)>,
+    /// Committed up to here: it shows others' writes.
+    pub committed: Lsn,
+}
+
+struct Outgoing {
+    needs: Needs,
+    bytes: Bytes,
+    version: RespVersion,
+}
+
+/// Replies in order, with what each waits for.
+///
+/// Limit: beyond `bytes_max` the connection is not read any further.
+pub struct Outbox {
+    queue: RefCell<VecDeque<Outgoing>>,
+    bytes: Cell<usize>,
+    bytes_max: usize,
+    /// A write is in flight.
+    sending: Cell<bool>,
+    /// The socket is of no more use.
+    broken: Cell<bool>,
+    /// No more replies will come: close when these are out.
+    last: Cell<bool>,
+    changed: Signal,
+}
+
+/// What every queued reply costs beyond its bytes.
+const REPLY_OVERHEAD_BYTES: usize = 128;
+/// Most reply bytes that are put into one send.
+const SEND_BYTES_MAX: usize = 256 << 10;
+/// First size of a connection's query buffer; it grows with what arrives, up to the limit.
+const QUERY_BYTES_MIN: usize = 4 << 10;
+/// Most that a query buffer grows at once, whatever the client announces.
+const QUERY_GROW_BYTES: usize = 1 << 20;
+
+impl Outbox {
+    fn new(bytes_max: usize) -> Outbox {
+        let queue = RefCell::new(VecDeque::new());
+        let (bytes, sending, broken, last, changed) = Default::default();
+        Outbox { queue, bytes, bytes_max, sending, broken, last, changed }
+    }
+
+    /// Adds a reply.
+    pub fn push(&self, reply: &Reply, version: RespVersion, needs: Needs) {
+        let mut encoded = BytesMut::with_capacity(reply.encoded_bytes_max());
+        reply.encode(version, &mut encoded);
+        self.bytes.set(self.bytes.get() + encoded.len() + REPLY_OVERHEAD_BYTES);
+        let bytes = encoded.freeze();
+        self.queue.borrow_mut().push_back(Outgoing { needs, bytes, version });
+        self.changed.notify();
+    }
+
+    /// Waits until the connection may be read further.
+    async fn room(&self) {
+        let room = || (self.bytes.get() < self.bytes_max || self.broken.get()).then_some(());
+        self.changed.until(room).await;
+    }
+
+    /// Drops what has not left: nobody takes it any more.
+    fn give_up(&self) {
+        self.broken.set(true);
+        self.queue.borrow_mut().clear();
+        self.bytes.set(0);
+        self.changed.notify();
+    }
+
+    /// Waits until every reply so far has left.
+    pub async fn drained(&self) {
+        self.changed.until(|| self.is_empty().then_some(())).await;
+    }
+
+    /// The socket is of no more use.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    /// Everything has left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.broken.get() || (self.queue.borrow().is_empty() && !self.sending.get())
+    }
+}
+
+/// A connection from accept to close.
+async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
+    let counters = &node.counters;
+    if counters.clients.get() >= node.settings.node.clients_max {
+        count(&counters.clients_refused, 1);
+        // Redis's own words; the client may be gone already.
+        let text = Bytes::from_static(b"-ERR max number of clients reached\r\n");
+        let _ = stream.write_all(text).await;
+        return stream.shutdown();
+    }
+    counters.clients.set(counters.clients.get() + 1);
+    count(&counters.clients_total, 1);
+    let settings = &node.settings.node;
+    let value_bytes_max = node.frame_body_bytes_max.get();
+    let client = Rc::new(Client {
+        id: node.new_id(),
+        policy: Cell::new(0),
+        last_write: Cell::new(Lsn::ZERO),
+        watched: RefCell::new(Vec::new()),
+        limits: RowLimits { key_bytes_max: settings.key_bytes_max, value_bytes_max },
+        outbox: Outbox::new(settings.replies_bytes_max),
+        stream,
+    });
+    node.clients.borrow_mut().insert(client.id, client.clone());
+    let writer = tokio::task::spawn_local(write(node.clone(), client.clone()));
+    read(&node, &client).await;
+    client.outbox.last.set(true);
+    client.outbox.changed.notify();
+    node.replies.notify();
+    finish(&node, &client, writer).await;
+    client.stream.shutdown();
+    node.drop_policy(client.policy.get());
+    node.clients.borrow_mut().remove(&client.id);
+    counters.clients.set(counters.clients.get() - 1);
+    node.replies.notify();
+}
+
+/// A client that has stopped sending may still wait for replies (`printf ... | nc`), but not
+/// forever: its connection is given up after the time that a clean stop waits.
+async fn finish<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    mut writer: tokio::task::JoinHandle<()>,
+) {
+    let patience = Duration::from_millis(node.settings.node.stop_timeout_ms);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut writer => ended,
+        () = tokio::time::sleep(patience) => {
+            client.outbox.give_up();
+            client.stream.shutdown();
+            writer.await
+        }
+    };
+    if ended.is_err() {
+        tracing::error!("the writer of a client connection panicked");
+    }
+}
+
+async fn read<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>) {
+    let settings = &node.settings.node;
+    let limits = QueryLimits {
+        query_bytes_max: settings.query_bytes_max,
+        bulk_bytes_max: settings.bulk_bytes_max,
+        ..QueryLimits::default()
+    };
+    let session_limits = SessionLimits { rows: client.limits, ..SessionLimits::default() };
+    let role = match node.role {
+        Role::Primary(_) => NodeRole::Primary,
+        Role::Replica(_) => NodeRole::Replica,
+    };
+    let mut session = Session::new(client.id, role, session_limits);
+    let mut scanner = Scanner::new(limits);
+    let mut buffer = BytesMut::with_capacity(QUERY_BYTES_MIN);
+    loop {
+        let wanted = match scanner.scan(&buffer) {
+            Ok(Scan::Complete { len, form }) => {
+                let command = buffer.split_to(len).freeze();
+                let action = match decode(&command, form) {
+                    Ok(args) => session.handle(args),
+                    Err(error) => return broken(node, client, &session, &error.reply()),
+                };
+                count(&node.counters.commands, 1);
+                if !commands::run(node, client, &mut session, action).await {
+                    return;
+                }
+                client.outbox.room().await;
+                if client.outbox.broken.get() || node.is_closing() {
+                    return;
+                }
+                continue;
+            }
+            Ok(Scan::Incomplete { bytes_needed_min }) => bytes_needed_min,
+            Err(error) => return broken(node, client, &session, &error.reply()),
+        };
+        // What the client announces is believed only as fast as it arrives.
+        let grow = wanted.clamp(QUERY_BYTES_MIN, QUERY_GROW_BYTES.max(buffer.len()));
+        if buffer.capacity() - buffer.len() < wanted.min(QUERY_BYTES_MIN) {
+            buffer.reserve(grow);
+        }
+        let (read, filled) = client.stream.read(buffer).await;
+        buffer = filled;
+        match read {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+fn broken<E: Edge>(node: &Node<E>, client: &Client<E>, session: &Session, reply: &Reply) {
+    count(&node.counters.protocol_errors, 1);
+    tracing::debug!(peer = client.stream.peer(), "client broke the protocol");
+    client.outbox.push(reply, session.version(), Needs::default());
+}
+
+/// Sends replies in order, each when what it waits for has come.
+async fn write<E: Edge>(node: Rc<Node<E>>, client: Rc<Client<E>>) {
+    let outbox = &client.outbox;
+    loop {
+        // Two signals, one look: replies may become ready, or new ones may come.
+        let batch = {
+            let ready = node.replies.until(|| next_batch(&node, &client));
+            let more = outbox.changed.until(|| next_batch(&node, &client));
+            tokio::select! {
+                biased;
+                batch = ready => batch,
+                batch = more => batch,
+            }
+        };
+        let Some(parts) = batch else { return };
+        outbox.sending.set(true);
+        let timeout = Duration::from_millis(node.settings.node.client_write_timeout_ms);
+        let send = client.stream.write_all_parts(parts);
+        tokio::pin!(send);
+        let sent = tokio::select! {
+            biased;
+            sent = &mut send => sent,
+            () = tokio::time::sleep(timeout) => {
+                tracing::warn!(peer = client.stream.peer(), "client takes no replies: closed");
+                client.stream.shutdown();
+                send.await
+            }
+        };
+        outbox.sending.set(false);
+        if sent.is_err() {
+            outbox.give_up();
+            // Ends the reader's pending read.
+            client.stream.shutdown();
+        }
+        outbox.changed.notify();
+        if outbox.is_empty() && node.is_stopping() {
+            node.replies.notify();
+        }
+    }
+}
+
+/// The replies that may leave now; `Some(None)` when no more will come.
+fn next_batch<E: Edge>(node: &Node<E>, client: &Client<E>) -> Option<Option<Vec<Bytes>>> {
+    let outbox = &client.outbox;
+    let mut queue = outbox.queue.borrow_mut();
+    if queue.is_empty() {
+        return (outbox.last.get() || outbox.broken.get()).then_some(None);
+    }
+    let mut together = BytesMut::new();
+    let mut parts = Vec::new();
+    let mut bytes = 0;
+    while let Some(reply) = queue.front() {
+        let told = match node.judge(&reply.needs) {
+            Verdict::Wait => break,
+            Verdict::Leave => None,
+            Verdict::Open(text) => Some((text, reply.version)),
+        };
+        if bytes >= SEND_BYTES_MAX {
+            break;
+        }
+        let reply = queue.pop_front().expect("just seen");
+        outbox.bytes.set(outbox.bytes.get() - reply.bytes.len() - REPLY_OVERHEAD_BYTES);
+        let out = match told {
+            None => reply.bytes,
+            Some((text, version)) => {
+                let mut encoded = BytesMut::new();
+                Reply::error(text).encode(version, &mut encoded);
+                encoded.freeze()
+            }
+        };
+        bytes += out.len();
+        // Small ones are copied together, large ones go as they are.
+        if out.len() < 4096 {
+            together.extend_from_slice(&out);
+        } else {
+            if !together.is_empty() {
+                parts.push(together.split().freeze());
+            }
+            parts.push(out);
+        }
+    }
+    if !together.is_empty() {
+        parts.push(together.freeze());
+    }
+    (!parts.is_empty()).then_some(Some(parts))
+}
+
+/// Whether a reply may leave.
+enum Verdict {
+    Wait,
+    Leave,
+    /// Tell the client that the fate of its write is open.
+    Open(String),
+}
+
+impl<E: Edge> Client<E> {
+    /// Ends the connection: its pending read and write return.
+    pub fn shutdown(&self) {
+        self.stream.shutdown();
+    }
+}
+
+impl<E: Edge> Node<E> {
+    fn judge(&self, needs: &Needs) -> Verdict {
+        let Some(primary) = self.primary() else { return Verdict::Leave };
+        let own_ready = needs.own.is_none_or(|(policy, lsn)| {
+            primary.limits.borrow().get(policy).is_some_and(|limit| limit.lsn >= lsn)
+        });
+        if own_ready && needs.committed <= self.committed.get() {
+            return Verdict::Leave;
+        }
+        let lsn = needs.own.map_or(needs.committed, |(_, lsn)| lsn);
+        if lsn <= primary.indeterminate_to.get() || self.is_closing() {
+            count(&self.counters.writes_indeterminate, 1);
+            let token = Position { epoch: primary.epoch, lsn };
+            return Verdict::Open(format!(
+                "INDETERMINATE the write is in the log but not acknowledged as asked; \
+                 ROWSHIP.WAITPOS {token} tells what became of it"
+            ));
+        }
+        Verdict::Wait
+    }
+
+    /// Under `on_missing = refuse`: when replicas that the policy needs have gone, replies that
+    /// wait for them are told so, with a token.
+    pub(super) fn leave_open_writes(&self, primary: &super::state::PrimaryRole<E>) {
+        use super::settings::OnMissing;
+        if self.settings.cluster.on_missing != OnMissing::Refuse {
+            return;
+        }
+        let missing = !primary.machine.borrow().missing(&ClientPolicy::Node).is_empty();
+        if missing {
+            primary.indeterminate_to.set(primary.appender.borrow().end());
+            self.replies.notify();
+        }
+    }
+
+    /// The index of `policy` among those in use, one more user counted.
+    pub(super) fn use_policy(&self, policy: ClientPolicy) -> usize {
+        let Some(primary) = self.primary() else { return 0 };
+        let lsn = primary.machine.borrow().replies_to(&policy);
+        let mut limits = primary.limits.borrow_mut();
+        let at = match limits.iter().position(|limit| limit.policy == policy) {
+            Some(at) => at,
+            None => match limits.iter().skip(1).position(|limit| limit.users == 0) {
+                Some(free) => {
+                    limits[free + 1] = ReplyLimit { policy, users: 0, lsn };
+                    free + 1
+                }
+                None => {
+                    limits.push(ReplyLimit { policy, users: 0, lsn });
+                    limits.len() - 1
+                }
+            },
+        };
+        limits[at].users += 1;
+        at
+    }
+
+    /// One user of a policy less.
+    pub(super) fn drop_policy(&self, at: usize) {
+        if let Some(primary) = self.primary() {
+            let mut limits = primary.limits.borrow_mut();
+            limits[at].users = limits[at].users.saturating_sub(1);
+        }
+    }
+}

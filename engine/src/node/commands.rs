@@ -1,0 +1,399 @@
+//! What the node does for each thing a client asks: [`Action`]s become reads, transactions and
+//! replies.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rowship_proto::ack::{AckPolicy, ClientPolicy};
+use rowship_proto::position::Located;
+use rowship_proto::{Lsn, Position};
+
+use super::appender::Full;
+use super::client::{Client, Needs};
+use super::rows::{Fetched, TransactionRows, Written};
+use super::settings::OnMissing;
+use super::state::{Node, PrimaryRole, count};
+use super::{scans, status};
+use crate::edge::Edge;
+use crate::intake::execute::{DataCommand, View, execute};
+use crate::intake::execute::Rows as _;
+use crate::intake::reply::Reply;
+use crate::intake::session::{Action, Session};
+
+/// Does `action` and puts its reply into the outbox; false ends the connection.
+pub async fn run<E: Edge>(
+    node: &Rc<Node<E>>,
+    client: &Rc<Client<E>>,
+    session: &mut Session,
+    action: Action,
+) -> bool {
+    let version = session.version();
+    let (reply, needs) = match action {
+        Action::Nothing => return true,
+        Action::Reply(reply) => (reply, Needs::default()),
+        Action::Close(reply) => {
+            client.outbox.push(&reply, version, Needs::default());
+            return false;
+        }
+        Action::Reset(reply) => {
+            client.watched.borrow_mut().clear();
+            set_policy(node, client, ClientPolicy::Node).await;
+            (reply, Needs::default())
+        }
+        Action::Unwatch(reply) => {
+            client.watched.borrow_mut().clear();
+            (reply, Needs::default())
+        }
+        Action::Watch(keys) => watch(node, client, keys).await,
+        Action::Run(command) => transaction(node, client, &[command], false).await,
+        Action::Transaction(commands) => transaction(node, client, &commands, true).await,
+        other => (ask(node, client, other).await, Needs::default()),
+    };
+    client.outbox.push(&reply, version, needs);
+    true
+}
+
+/// Everything that touches no row of a transaction.
+async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action) -> Reply {
+    match action {
+        Action::Scan(options) => scans::scan(node, &options).await,
+        Action::Dbsize => Reply::Integer(i64::try_from(node.applied.mark().rows).unwrap_or(i64::MAX)),
+        Action::Dump { cursor, count } => scans::dump(node, cursor, count).await,
+        Action::Wait { replicas, timeout_ms } => wait(node, client, replicas, timeout_ms).await,
+        Action::WaitAof { local, replicas, timeout_ms } => {
+            wait_aof(node, client, local, replicas, timeout_ms).await
+        }
+        Action::Role => status::role(node),
+        Action::Info(sections) => Reply::Verbatim(status::info(node, &sections).await),
+        Action::ConfigGet(patterns) => status::config_get(node, &patterns),
+        Action::Ack(words) => ack(node, client, &words).await,
+        Action::Position => position(node, client),
+        Action::WaitPosition { token, timeout_ms } => {
+            wait_position(node, &token, timeout_ms).await
+        }
+        Action::Status => Reply::text(status::json(node).await.to_string()),
+        Action::Retire(lsn) => super::retention::retire(node, lsn).await,
+        _ => Reply::error("ERR not something this node does"),
+    }
+}
+
+async fn set_policy<E: Edge>(node: &Node<E>, client: &Client<E>, policy: ClientPolicy) {
+    // Replies on their way are judged by the policy under which they were written.
+    client.outbox.drained().await;
+    node.drop_policy(client.policy.get());
+    client.policy.set(match policy {
+        ClientPolicy::Node => 0,
+        policy => node.use_policy(policy),
+    });
+}
+
+/// Keys of a watch and of one transaction; more would hold the reader thread too long.
+const WATCHED_MAX: usize = 1024;
+
+async fn watch<E: Edge>(
+    node: &Rc<Node<E>>,
+    client: &Rc<Client<E>>,
+    keys: Vec<Bytes>,
+) -> (Reply, Needs) {
+    if client.watched.borrow().len() + keys.len() > WATCHED_MAX {
+        let text = format!("ERR more than {WATCHED_MAX} watched keys");
+        return (Reply::error(text), Needs::default());
+    }
+    let fetched = match node.fetch(&keys, &client.limits).await {
+        Ok(fetched) => fetched,
+        Err(reply) => return (reply, Needs::default()),
+    };
+    let reply = watch_now(node, client, keys, &fetched);
+    node.release(fetched);
+    reply
+}
+
+fn watch_now<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    keys: Vec<Bytes>,
+    fetched: &Fetched,
+) -> (Reply, Needs) {
+    let mut rows = TransactionRows::new(node, client.id, client.limits, fetched);
+    let mut watched = client.watched.borrow_mut();
+    for key in keys {
+        match rows.read(&key, View::Latest) {
+            // The key's image, as it is now: a row that is written and gets the very same image
+            // back has not changed for this watch.
+            Ok(image) => watched.push((key, image.map(|image| Bytes::copy_from_slice(&image)))),
+            Err(reply) => return (reply, Needs::default()),
+        }
+    }
+    (Reply::OK, Needs::default())
+}
+
+/// One transaction: a command of its own, or all of an EXEC.
+async fn transaction<E: Edge>(
+    node: &Rc<Node<E>>,
+    client: &Rc<Client<E>>,
+    commands: &[DataCommand],
+    exec: bool,
+) -> (Reply, Needs) {
+    let watched = std::mem::take(&mut *client.watched.borrow_mut());
+    let watched = if exec {
+        watched
+    } else {
+        *client.watched.borrow_mut() = watched;
+        Vec::new()
+    };
+    let writes = commands.iter().any(DataCommand::is_write);
+    if writes {
+        if let Err(reply) = may_write(node, client) {
+            return (reply, Needs::default());
+        }
+    }
+    let watched_keys = watched.iter().map(|(key, _)| key);
+    let keys: Vec<Bytes> =
+        commands.iter().flat_map(DataCommand::keys).chain(watched_keys).cloned().collect();
+    let fetched = match node.fetch(&keys, &client.limits).await {
+        Ok(fetched) => fetched,
+        Err(reply) => return (reply, Needs::default()),
+    };
+    let outcome = match (writes, node.primary()) {
+        (true, Some(primary)) => match admitted(node, primary).await {
+            Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
+            Err(reply) => (reply, Needs::default()),
+        },
+        _ => execute_all(node, client, commands, &watched, &fetched, exec),
+    };
+    node.release(fetched);
+    outcome
+}
+
+/// Refusals that come before a write is appended.
+fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
+    let Some(primary) = node.primary() else {
+        let replica = node.replica().expect("a node is one or the other");
+        let upstream = replica.upstream.borrow();
+        let primary = match upstream.client_address.as_str() {
+            "" => "unknown: this replica has not reached it yet",
+            address => address,
+        };
+        let text = format!("READONLY You can't write against a read only replica. Primary: {primary}");
+        return Err(Reply::error(text));
+    };
+    if node.is_stopping() {
+        return Err(Reply::error("ERR the node is stopping"));
+    }
+    if node.settings.cluster.on_missing == OnMissing::Refuse {
+        let policy = primary.limits.borrow()[client.policy.get()].policy.clone();
+        let missing = primary.machine.borrow().missing(&policy);
+        if !missing.is_empty() {
+            count(&node.counters.writes_refused, 1);
+            let text = format!(
+                "NOREPLICAS Not enough good replicas to write. Missing: {}",
+                missing.join(", ")
+            );
+            return Err(Reply::error(text));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a transaction can be appended; the caller appends without another await.
+async fn admitted<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>) -> Result<(), Reply> {
+    node.room
+        .until(|| {
+            if node.is_stopping() {
+                return Some(Err(Reply::error("ERR the node is stopping")));
+            }
+            match node.admission(primary) {
+                Ok(()) => Some(Ok(())),
+                Err(Full::Wait) => None,
+                Err(Full::Disk(why)) => {
+                    count(&node.counters.writes_refused, 1);
+                    Some(Err(Reply::error(format!("DISKFULL write refused: {why}"))))
+                }
+            }
+        })
+        .await
+}
+
+fn execute_all<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    commands: &[DataCommand],
+    watched: &[(Bytes, Option<Bytes>)],
+    fetched: &Fetched,
+    exec: bool,
+) -> (Reply, Needs) {
+    let mut rows = TransactionRows::new(node, client.id, client.limits, fetched);
+    for (key, image) in watched {
+        match rows.read(key, View::Latest) {
+            Ok(now) if now == *image => {}
+            Ok(_) => return (Reply::NullArray, Needs::default()),
+            Err(reply) => return (reply, Needs::default()),
+        }
+    }
+    let view = if exec { View::Latest } else { View::Plain };
+    let mut replies: Vec<Reply> =
+        commands.iter().map(|command| execute(command, view, &mut rows)).collect();
+    let policy = client.policy.get();
+    let mut needs = Needs { own: None, committed: rows.saw };
+    if rows.saw_own > Lsn::ZERO {
+        needs.own = Some((policy, rows.saw_own));
+    }
+    if let Some(primary) = node.primary() {
+        match rows.append(primary) {
+            Written::Nothing => {}
+            Written::To(end) => {
+                client.last_write.set(end);
+                needs.own = Some((policy, end));
+            }
+            Written::Refused(reply) => return (reply, Needs::default()),
+        }
+    }
+    let reply = if exec { Reply::Array(replies) } else { replies.remove(0) };
+    (reply, needs)
+}
+
+async fn ack<E: Edge>(node: &Node<E>, client: &Client<E>, words: &[Bytes]) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR ROWSHIP.ACK is for connections to a primary");
+    };
+    let text = words.iter().map(|word| String::from_utf8_lossy(word)).collect::<Vec<_>>().join(" ");
+    let policy = match text.to_ascii_lowercase().as_str() {
+        "" => {
+            let limits = primary.limits.borrow();
+            let word = match &limits[client.policy.get()].policy {
+                ClientPolicy::Node => primary.machine.borrow().policy().to_string(),
+                ClientPolicy::Memory => "memory".to_owned(),
+                ClientPolicy::Policy(policy) => policy.to_string(),
+            };
+            return Reply::text(word);
+        }
+        "node" => ClientPolicy::Node,
+        "memory" => ClientPolicy::Memory,
+        _ => match text.parse::<AckPolicy>() {
+            Ok(policy) => ClientPolicy::Policy(policy),
+            Err(error) => {
+                return Reply::error(format!("ERR {error} | memory | node"));
+            }
+        },
+    };
+    set_policy(node, client, policy).await;
+    Reply::OK
+}
+
+/// `[token, level]` of this connection's last write.
+fn position<E: Edge>(node: &Node<E>, client: &Client<E>) -> Reply {
+    let lsn = client.last_write.get();
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR this connection has written nothing: replicas are read only");
+    };
+    if lsn == Lsn::ZERO {
+        return Reply::Array(vec![Reply::Null, Reply::text("none")]);
+    }
+    let level = if node.visible.get() >= lsn {
+        "visible"
+    } else if node.committed.get() >= lsn {
+        "committed"
+    } else if node.durable.get() >= lsn {
+        "durable"
+    } else {
+        "memory"
+    };
+    let token = Position { epoch: primary.epoch, lsn };
+    Reply::Array(vec![Reply::text(token.to_string()), Reply::text(level)])
+}
+
+/// Runs until `look` finds something or the time is over (0 is no limit).
+async fn until<E: Edge, T>(
+    node: &Node<E>,
+    timeout_ms: u64,
+    look: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let found = node.changed.until(look);
+    if timeout_ms == 0 {
+        return Some(found.await);
+    }
+    tokio::select! {
+        biased;
+        found = found => Some(found),
+        () = tokio::time::sleep(Duration::from_millis(timeout_ms)) => None,
+    }
+}
+
+async fn wait<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    replicas: u64,
+    timeout_ms: u64,
+) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR WAIT cannot be used with replica instances.");
+    };
+    let lsn = client.last_write.get();
+    let holding = || primary.machine.borrow().count_holding(lsn).0 as u64;
+    until(node, timeout_ms, || {
+        (holding() >= replicas || client.outbox.is_broken() || node.is_stopping()).then_some(())
+    })
+    .await;
+    Reply::Integer(i64::try_from(holding()).unwrap_or(i64::MAX))
+}
+
+async fn wait_aof<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    local: bool,
+    replicas: u64,
+    timeout_ms: u64,
+) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR WAITAOF cannot be used with replica instances.");
+    };
+    let lsn = client.last_write.get();
+    let here = || node.durable.get() >= lsn;
+    let there = || primary.machine.borrow().count_holding(lsn).1 as u64;
+    until(node, timeout_ms, || {
+        let done = (!local || here()) && there() >= replicas;
+        (done || client.outbox.is_broken() || node.is_stopping()).then_some(())
+    })
+    .await;
+    let there = i64::try_from(there()).unwrap_or(i64::MAX);
+    Reply::Array(vec![Reply::Integer(i64::from(here())), Reply::Integer(there)])
+}
+
+/// `[reached | lost | timeout, this node's visible position]`.
+async fn wait_position<E: Edge>(node: &Rc<Node<E>>, token: &Position, timeout_ms: u64) -> Reply {
+    // Looked up again at every change: the epoch history may grow while waiting.
+    let answer = until(node, timeout_ms, || {
+        let located = match node.primary() {
+            Some(primary) => primary.machine.borrow().history().locate(token),
+            None => match node.state.try_lock() {
+                Ok(state) => state.history.locate(token),
+                // Being written: look again after that.
+                Err(_) => Located::Unknown,
+            },
+        };
+        match located {
+            Located::Lost => Some("lost"),
+            Located::OnHistory if node.visible.get() >= token.lsn => Some("reached"),
+            Located::OnHistory | Located::Unknown => {
+                node.is_stopping().then_some("timeout")
+            }
+        }
+    })
+    .await;
+    let answer = answer.unwrap_or("timeout");
+    let visible = node.visible_position().await;
+    Reply::Array(vec![Reply::text(answer), Reply::text(visible.to_string())])
+}
+
+impl<E: Edge> Node<E> {
+    /// `visible` as a token.
+    pub(super) async fn visible_position(&self) -> Position {
+        let lsn = self.visible.get();
+        let epoch = match self.primary() {
+            Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
+            None => self.state.lock().await.history.epoch_below(lsn),
+        };
+        Position { epoch, lsn }
+    }
+}

@@ -1,0 +1,123 @@
+//! The feed: committed and durable frames, in windows, to the apply lanes.
+//!
+//! At the tip a window is whatever has been committed since the last one. Behind, windows grow up
+//! to `window_bytes_max`, and only the last image per key within each is applied.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rowship_proto::control::SegmentEnd;
+use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
+
+use super::NodeError;
+use super::state::{Node, Stop};
+use crate::apply::plan::Window;
+use crate::edge::{Edge, Worker, offload};
+
+/// Runs until the node stops. `lanes` are the queues of the lanes, in order.
+pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
+    loop {
+        let limit = node
+            .changed
+            .until(|| {
+                let limit = node.committed.get().min(node.durable.get());
+                let go = limit > node.dispatched.get() && node.table.ready();
+                match go {
+                    _ if node.is_closing() => Some(None),
+                    true => Some(Some(limit)),
+                    false => None,
+                }
+            })
+            .await;
+        let Some(limit) = limit else { return };
+        match next_window(&node, limit, lanes.len()).await {
+            Ok(Some(window)) => {
+                let (window, end) = (Arc::new(window.0), window.1);
+                for lane in &lanes {
+                    // Waits while the lane's queue is full: that is the limit of what is in
+                    // flight between the feed and the table.
+                    if !lane.send(window.clone()).await {
+                        return;
+                    }
+                }
+                node.dispatched.set(end);
+            }
+            Ok(None) => {
+                let at = node.dispatched.get();
+                let text = format!("the log has no frame at LSN {at} although it ends at {limit}");
+                return node.stop(Stop::Failed(NodeError::internal(&text)));
+            }
+            Err(error) => return node.stop(Stop::Failed(error)),
+        }
+    }
+}
+
+/// The window that starts where the last one ended, and its end.
+async fn next_window<E: Edge>(
+    node: &Node<E>,
+    limit: Lsn,
+    lanes: usize,
+) -> Result<Option<(Window, Lsn)>, NodeError> {
+    let start = node.dispatched.get();
+    let bytes_max = node.settings.node.window_bytes_max;
+    let mut parts = Vec::new();
+    let (mut end, mut bytes) = (start, 0);
+    for run in node.tip.borrow().from(start, limit, bytes_max) {
+        end = run.next;
+        bytes += run.bytes.len();
+        parts.push(run.bytes);
+    }
+    if parts.is_empty() {
+        while end < limit && bytes < bytes_max {
+            let read = node.segments.read(end, limit, bytes_max - bytes);
+            let Some((run, next)) = read.map_err(|error| NodeError::log(&error))? else { break };
+            verify(node, run.clone(), end).await?;
+            (end, bytes) = (next, bytes + run.len());
+            parts.push(run);
+        }
+    }
+    if end == start {
+        return Ok(None);
+    }
+    Ok(Some((Window::new(start, end, parts, lanes), end)))
+}
+
+/// What comes out of the maps may have rotted since it was written: checks it, on a worker, which
+/// also brings cold pages in.
+async fn verify<E: Edge>(node: &Node<E>, run: Bytes, start: Lsn) -> Result<(), NodeError> {
+    let seed = node.log_id.get().seed();
+    let body_max = rowship_proto::frame::FRAME_BODY_BYTES_LIMIT;
+    let checked = offload(&node.reader, move || check_run(&run, start, seed, body_max));
+    match checked.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((lsn, error))) => Err(NodeError::damage(&format!(
+            "the log is damaged at LSN {lsn}: {error}; `rowship log verify` names the file and \
+             offset, and a peer holds the same bytes"
+        ))),
+        Err(error) => Err(NodeError::internal(&error)),
+    }
+}
+
+/// Checks every frame of a run.
+fn check_run(
+    run: &[u8],
+    start: Lsn,
+    seed: u64,
+    body_max: usize,
+) -> Result<(), (Lsn, rowship_proto::frame::FrameError)> {
+    let mut at = 0;
+    while at < run.len() {
+        let lsn = start.plus(at as u64);
+        let header = FrameHeader::parse(&run[at..], seed, body_max).map_err(|e| (lsn, e))?;
+        let body = run[at..]
+            .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + header.stored_len as usize)
+            .ok_or((lsn, rowship_proto::frame::FrameError::Body("frame is cut short")))?;
+        header.check_body(body).map_err(|error| (lsn, error))?;
+        if header.kind() == Some(FrameKind::SegmentEnd) {
+            SegmentEnd::parse(body, lsn).map_err(|error| (lsn, error))?;
+        }
+        at += header.frame_bytes();
+    }
+    Ok(())
+}

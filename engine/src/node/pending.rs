@@ -1,0 +1,160 @@
+//! Pending images: what was written and is not yet in the table, by key.
+//!
+//! Reads on the primary go here first. An image stays until the table shows it (`visible`), and
+//! longer while a cold read that began before is under way, so that such a read can never hide a
+//! newer write.
+//!
+//! Limit: bytes here are bounded by `uncommitted_bytes_max` of log, through the intake's
+//! admission.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+use rowship_proto::Lsn;
+use rowship_proto::row::TableId;
+
+/// A row's identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RowKey {
+    /// Its table.
+    pub table: TableId,
+    /// Its key in the table.
+    pub key: Bytes,
+}
+
+/// One written image.
+#[derive(Clone, Debug)]
+pub struct PendingImage {
+    /// End of the transaction that wrote it.
+    pub end: Lsn,
+    /// The connection that wrote it, 0 for images found in the log at start.
+    pub connection: u64,
+    /// The image, `None` for a delete.
+    pub image: Option<Bytes>,
+}
+
+/// All pending images of a primary.
+#[derive(Default)]
+pub struct Pending {
+    rows: HashMap<RowKey, VecDeque<PendingImage>>,
+    order: VecDeque<(Lsn, RowKey)>,
+    pins: BTreeMap<Lsn, usize>,
+    visible: Lsn,
+}
+
+impl Pending {
+    /// Adds an image; `end` never goes back.
+    pub fn insert(&mut self, key: RowKey, image: PendingImage) {
+        debug_assert!(self.order.back().is_none_or(|(last, _)| *last <= image.end));
+        self.order.push_back((image.end, key.clone()));
+        self.rows.entry(key).or_default().push_back(image);
+    }
+
+    /// The newest image of `key`.
+    #[must_use]
+    pub fn latest(&self, key: &RowKey) -> Option<&PendingImage> {
+        self.rows.get(key)?.back()
+    }
+
+    /// The newest image of `key` that is committed, or written by `connection` itself.
+    #[must_use]
+    pub fn plain(&self, key: &RowKey, committed: Lsn, connection: u64) -> Option<&PendingImage> {
+        let mine = |image: &&PendingImage| image.end <= committed || image.connection == connection;
+        self.rows.get(key)?.iter().rev().find(mine)
+    }
+
+    /// Images held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether nothing is pending.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Keeps every image above the present `visible` until [`Pending::unpin`]; returns that
+    /// position: the snapshot that the cold read must use.
+    pub fn pin(&mut self) -> Lsn {
+        *self.pins.entry(self.visible).or_default() += 1;
+        self.visible
+    }
+
+    /// Ends a [`Pending::pin`].
+    ///
+    /// # Panics
+    /// When `at` is not pinned.
+    pub fn unpin(&mut self, at: Lsn) {
+        let count = self.pins.get_mut(&at).expect("every unpin follows its pin");
+        *count -= 1;
+        if *count == 0 {
+            self.pins.remove(&at);
+        }
+        self.collect();
+    }
+
+    /// The table now shows everything below `visible`.
+    pub fn handle_visible(&mut self, visible: Lsn) {
+        self.visible = self.visible.max(visible);
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
+        let floor = self.visible.min(pinned);
+        while self.order.front().is_some_and(|(end, _)| *end <= floor) {
+            let (_, key) = self.order.pop_front().expect("just seen");
+            if let Some(images) = self.rows.get_mut(&key) {
+                images.pop_front();
+                if images.is_empty() {
+                    self.rows.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &'static str) -> RowKey {
+        RowKey { table: TableId(1), key: Bytes::from_static(text.as_bytes()) }
+    }
+
+    fn image(end: u64, connection: u64, text: &'static str) -> PendingImage {
+        let image = Some(Bytes::from_static(text.as_bytes()));
+        PendingImage { end: Lsn(end), connection, image }
+    }
+
+    fn text(image: Option<&PendingImage>) -> Option<&[u8]> {
+        image.and_then(|image| image.image.as_deref())
+    }
+
+    #[test]
+    fn plain_reads_see_committed_images_and_their_own() {
+        let mut pending = Pending::default();
+        pending.insert(key("a"), image(10, 1, "one"));
+        pending.insert(key("a"), image(20, 2, "two"));
+        assert_eq!(text(pending.plain(&key("a"), Lsn(10), 9)), Some(&b"one"[..]));
+        assert_eq!(text(pending.plain(&key("a"), Lsn(5), 9)), None);
+        assert_eq!(text(pending.plain(&key("a"), Lsn(5), 2)), Some(&b"two"[..]));
+        assert_eq!(text(pending.latest(&key("a"))), Some(&b"two"[..]));
+    }
+
+    #[test]
+    fn images_go_when_the_table_shows_them_unless_a_cold_read_began_before() {
+        let mut pending = Pending::default();
+        pending.handle_visible(Lsn(5));
+        pending.insert(key("a"), image(10, 1, "one"));
+        let snapshot = pending.pin();
+        assert_eq!(snapshot, Lsn(5));
+        pending.handle_visible(Lsn(10));
+        assert_eq!(text(pending.latest(&key("a"))), Some(&b"one"[..]));
+        pending.unpin(snapshot);
+        assert!(pending.is_empty());
+        assert!(pending.latest(&key("a")).is_none());
+    }
+}

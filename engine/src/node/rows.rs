@@ -1,0 +1,304 @@
+//! One transaction's view of the rows: what it read, what it writes, and what its reply must
+//! wait for.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use rowship_proto::Lsn;
+use rowship_proto::row::{Existed, KEY_BYTES_MAX, Operation, RowWrite, TableId, key_hash};
+
+use super::appender::definitions_fit;
+use super::pending::{PendingImage, RowKey};
+use super::state::{Node, PrimaryRole, count};
+use crate::apply::snapshots::Pin;
+use crate::apply::table::{Resident, RowId};
+use crate::edge::{Edge, offload};
+use crate::intake::execute::{Rows, View};
+use crate::intake::key::{RowLimits, split_key};
+use crate::intake::reply::Reply;
+
+/// Rows fetched on the reader thread, by client key, at one snapshot.
+#[derive(Default)]
+pub struct Fetched {
+    rows: HashMap<Bytes, Option<Bytes>>,
+    /// The snapshot's pins; while they live no newer write can be missed.
+    pin: Option<(Pin, Option<Lsn>)>,
+}
+
+/// Implements [`Rows`] for one transaction of one connection.
+pub struct TransactionRows<'a, E: Edge> {
+    node: &'a Node<E>,
+    connection: u64,
+    limits: RowLimits,
+    fetched: &'a Fetched,
+    pin: Pin,
+    writes: Vec<Write>,
+    by_key: HashMap<Bytes, usize>,
+    /// The reply must not leave before this is committed: it shows others' uncommitted images.
+    pub saw: Lsn,
+    /// The reply shows the connection's own writes up to here.
+    pub saw_own: Lsn,
+}
+
+struct Write {
+    table: Option<Bytes>,
+    key: Bytes,
+    image: Option<Bytes>,
+    existed: Existed,
+}
+
+/// What became of a transaction's writes.
+pub enum Written {
+    /// It wrote nothing.
+    Nothing,
+    /// Appended up to here.
+    To(Lsn),
+    /// Not appended: answer this instead.
+    Refused(Reply),
+}
+
+impl<'a, E: Edge> TransactionRows<'a, E> {
+    /// A view for `connection`.
+    #[must_use]
+    pub fn new(
+        node: &'a Node<E>,
+        connection: u64,
+        limits: RowLimits,
+        fetched: &'a Fetched,
+    ) -> Self {
+        let pin = node.table.pin();
+        let (writes, by_key, saw, saw_own) = Default::default();
+        TransactionRows { node, connection, limits, fetched, pin, writes, by_key, saw, saw_own }
+    }
+
+    fn row_key(&self, key: &Bytes) -> Result<Option<RowKey>, Reply> {
+        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
+        let table = match &parts.table {
+            None => Some(TableId::NO_PREFIX),
+            Some(name) => self.node.dictionary.borrow().id(name),
+        };
+        Ok(table.map(|table| RowKey { table, key: parts.key }))
+    }
+
+    fn stored(&self, client_key: &Bytes, row: &RowKey) -> Result<Option<Bytes>, Reply> {
+        if let Some(image) = self.fetched.rows.get(client_key) {
+            return Ok(image.clone());
+        }
+        let seed = self.node.log_id.get().seed();
+        let hash = key_hash(seed, row.table, &row.key);
+        let id = RowId { hash, table: row.table, key: &row.key };
+        match self.node.table.get_resident(id, self.pin.at()) {
+            Resident::Found(image) => Ok(image),
+            // The keys of a command are fetched before it runs, so this is a race with a flush.
+            Resident::Cold => match self.node.table.get(id, self.pin.at()) {
+                Ok(image) => Ok(image),
+                Err(error) => Err(Reply::error(format!("ERR cannot read the row: {error}"))),
+            },
+        }
+    }
+
+    /// Appends what was written; admission was asked for just before.
+    pub fn append(self, primary: &PrimaryRole<E>) -> Written {
+        if self.writes.is_empty() {
+            return Written::Nothing;
+        }
+        if let Err(reply) = self.define_tables(primary) {
+            return Written::Refused(reply);
+        }
+        let seed = self.node.log_id.get().seed();
+        let dictionary = self.node.dictionary.borrow();
+        let table_of = |write: &Write| match &write.table {
+            None => TableId::NO_PREFIX,
+            Some(name) => dictionary.id(name).expect("defined just before"),
+        };
+        let tables: Vec<TableId> = self.writes.iter().map(table_of).collect();
+        drop(dictionary);
+        let rows: Vec<RowWrite<'_>> = self
+            .writes
+            .iter()
+            .zip(&tables)
+            .map(|(write, &table)| RowWrite {
+                key_hash: key_hash(seed, table, &write.key),
+                table,
+                operation: match write.image {
+                    Some(_) => Operation::Put,
+                    None => Operation::Delete,
+                },
+                existed: write.existed,
+                key: &write.key,
+                value: write.image.as_deref().unwrap_or_default(),
+            })
+            .collect();
+        let end = match self.node.append(primary, &rows) {
+            Ok(end) => end,
+            Err(bytes) => {
+                let max = self.node.frame_body_bytes_max.get();
+                let text = format!(
+                    "ERR transaction of {bytes} bytes is larger than a frame body of {max} bytes \
+                     (frame_body_bytes_max): split it"
+                );
+                return Written::Refused(Reply::error(text));
+            }
+        };
+        let mut pending = primary.pending.borrow_mut();
+        for (write, table) in self.writes.into_iter().zip(tables) {
+            let image = PendingImage { end, connection: self.connection, image: write.image };
+            // A copy: the client's buffer must not live as long as the pending image.
+            let key = RowKey { table, key: Bytes::copy_from_slice(&write.key) };
+            pending.insert(key, image);
+        }
+        Written::To(end)
+    }
+
+    fn define_tables(&self, primary: &PrimaryRole<E>) -> Result<(), Reply> {
+        let dictionary = self.node.dictionary.borrow();
+        let new: BTreeSet<Bytes> = self
+            .writes
+            .iter()
+            .filter_map(|write| write.table.as_ref())
+            .filter(|name| dictionary.id(name).is_none())
+            .map(|name| Bytes::copy_from_slice(name))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (known, max) = (dictionary.len(), self.node.settings.cluster.tables_max as usize);
+        drop(dictionary);
+        if known + new.len() > max {
+            let text = format!(
+                "ERR too many tables: {known} exist and tables_max is {max}; a key's part before \
+                 its first ':' names its table"
+            );
+            return Err(Reply::error(text));
+        }
+        let new: Vec<Bytes> = new.into_iter().collect();
+        if !definitions_fit(&new, primary.appender.borrow().body_max()) {
+            let text = "ERR too many new tables in one transaction: split it";
+            return Err(Reply::error(text));
+        }
+        self.node.define_tables(primary, &new);
+        Ok(())
+    }
+}
+
+impl<E: Edge> Rows for TransactionRows<'_, E> {
+    fn read(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
+        if let Some(&at) = self.by_key.get(key) {
+            return Ok(self.writes[at].image.clone());
+        }
+        let Some(row) = self.row_key(key)? else { return Ok(None) };
+        if let Some(primary) = self.node.primary() {
+            let pending = primary.pending.borrow();
+            let committed = self.node.committed.get();
+            let found = match view {
+                View::Latest => pending.latest(&row),
+                View::Plain => pending.plain(&row, committed, self.connection),
+            };
+            if let Some(found) = found {
+                if found.connection == self.connection {
+                    self.saw_own = self.saw_own.max(found.end);
+                } else {
+                    self.saw = self.saw.max(found.end);
+                }
+                return Ok(found.image.clone());
+            }
+        }
+        self.stored(key, &row)
+    }
+
+    fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
+        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
+        debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
+        let image = image.map(Bytes::from);
+        // Of several writes of one transaction to one key only the last matters to anybody.
+        if let Some(&at) = self.by_key.get(key) {
+            self.writes[at].image = image;
+            return Ok(());
+        }
+        let (saw, saw_own) = (self.saw, self.saw_own);
+        let existed = match self.read(key, View::Latest)? {
+            Some(_) => Existed::Yes,
+            None => Existed::No,
+        };
+        // Looking whether the row existed is not something that the client sees.
+        (self.saw, self.saw_own) = (saw, saw_own);
+        self.by_key.insert(key.clone(), self.writes.len());
+        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
+        Ok(())
+    }
+
+    fn value_bytes_max(&self) -> usize {
+        self.limits.value_bytes_max
+    }
+}
+
+impl<E: Edge> Node<E> {
+    /// Fetches, on the reader thread, those of `keys` that are neither pending nor in memory. The
+    /// result keeps what was written meanwhile from being missed; give it to [`Node::release`].
+    ///
+    /// # Errors
+    /// The reply that ends the command.
+    pub async fn fetch(&self, keys: &[Bytes], limits: &RowLimits) -> Result<Fetched, Reply> {
+        let pin = self.table.pin();
+        let seed = self.log_id.get().seed();
+        let mut cold: Vec<(Bytes, RowKey, u64)> = Vec::new();
+        for key in keys {
+            let parts = split_key(key, limits).map_err(|error| error.reply())?;
+            let table = match &parts.table {
+                None => TableId::NO_PREFIX,
+                Some(name) => match self.dictionary.borrow().id(name) {
+                    Some(table) => table,
+                    None => continue,
+                },
+            };
+            let row = RowKey { table, key: parts.key };
+            let known = |primary: &PrimaryRole<E>| primary.pending.borrow().latest(&row).is_some();
+            if self.primary().is_some_and(known) {
+                // Also a plain read may need the table below the pending images.
+                let committed = self.committed.get();
+                let primary = self.primary().expect("just seen");
+                if primary.pending.borrow().plain(&row, committed, 0).is_some() {
+                    continue;
+                }
+            }
+            let hash = key_hash(seed, row.table, &row.key);
+            let id = RowId { hash, table: row.table, key: &row.key };
+            if self.table.get_resident(id, pin.at()) == Resident::Cold {
+                cold.push((key.clone(), row, hash));
+            }
+        }
+        if cold.is_empty() {
+            return Ok(Fetched::default());
+        }
+        count(&self.counters.cold_reads, cold.len() as u64);
+        let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
+        let (at, table) = (pin.at(), self.table.clone());
+        let read = offload(&self.reader, move || {
+            let get = |(key, row, hash): (Bytes, RowKey, u64)| {
+                let id = RowId { hash, table: row.table, key: &row.key };
+                table.get(id, at).map(|image| (key, image))
+            };
+            cold.into_iter().map(get).collect::<Result<HashMap<_, _>, _>>()
+        });
+        let result = read.await;
+        let fetched = |rows| Fetched { rows, pin: Some((pin, pending_pin)) };
+        match result {
+            Ok(Ok(rows)) => Ok(fetched(rows)),
+            Ok(Err(error)) => {
+                self.release(fetched(HashMap::new()));
+                Err(Reply::error(format!("ERR cannot read the row: {error}")))
+            }
+            Err(error) => {
+                self.release(fetched(HashMap::new()));
+                Err(Reply::error(format!("ERR the node is stopping: {error}")))
+            }
+        }
+    }
+
+    /// Lets go of what [`Node::fetch`] pinned.
+    pub fn release(&self, fetched: Fetched) {
+        if let (Some((_, Some(at))), Some(primary)) = (fetched.pin, self.primary()) {
+            primary.pending.borrow_mut().unpin(at);
+        }
+    }
+}

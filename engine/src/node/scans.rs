@@ -1,0 +1,85 @@
+//! SCAN and DUMP: pages of the table at one position, read on the reader thread.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use rowship_proto::value::Image;
+
+use super::state::Node;
+use crate::apply::table::{ScanLimits, ScanPage, TableError};
+use crate::edge::{Edge, offload};
+use crate::intake::glob::glob_matches;
+use crate::intake::reply::Reply;
+use crate::intake::session::{RowType, ScanOptions};
+
+/// Most rows of one page, whatever COUNT asks for.
+const ROWS_MAX: u64 = 10_000;
+/// Most bytes of one page.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+async fn page<E: Edge>(node: &Rc<Node<E>>, cursor: u64, rows: u64) -> Result<(u64, ScanPage), Reply> {
+    let pin = node.table.pin();
+    let rows_max = usize::try_from(rows.clamp(1, ROWS_MAX)).expect("at most ROWS_MAX");
+    let (table, limits) = (node.table.clone(), ScanLimits { rows_max, bytes_max: PAGE_BYTES_MAX });
+    let read = offload(&node.reader, move || -> Result<_, TableError> {
+        Ok((pin.at().0, table.scan(pin.at(), cursor, limits)?))
+    });
+    match read.await {
+        Ok(Ok(page)) => Ok(page),
+        Ok(Err(error)) => Err(Reply::error(format!("ERR cannot scan: {error}"))),
+        Err(error) => Err(Reply::error(format!("ERR the node is stopping: {error}"))),
+    }
+}
+
+fn cursor_reply(page: &ScanPage) -> Reply {
+    Reply::text(page.next_hash.unwrap_or(0).to_string())
+}
+
+/// SCAN: `[cursor, [key ...]]`. The cursor is the hash at which to go on, so it needs no memory
+/// here and every key that stays is returned.
+pub async fn scan<E: Edge>(node: &Rc<Node<E>>, options: &ScanOptions) -> Reply {
+    let (_, page) = match page(node, options.cursor, options.count).await {
+        Ok(page) => page,
+        Err(reply) => return reply,
+    };
+    let dictionary = node.dictionary.borrow();
+    let mut keys = Vec::new();
+    for row in &page.rows {
+        let of_type = match options.row_type {
+            None => true,
+            Some(wanted) => match Image::parse(&row.value) {
+                Ok(Image::String(_)) => wanted == RowType::String,
+                Ok(Image::Columns(_)) => wanted == RowType::Hash,
+                Err(_) => false,
+            },
+        };
+        let key = dictionary.client_key(row.table, &row.key);
+        let matches = options.pattern.as_ref().is_none_or(|pattern| glob_matches(pattern, &key));
+        if of_type && matches {
+            keys.push(Reply::Bulk(Bytes::from(key)));
+        }
+    }
+    Reply::Array(vec![cursor_reply(&page), Reply::Array(keys)])
+}
+
+/// ROWSHIP.DUMP: `[position, cursor, [key, image ...]]` in order of hash, table and key.
+pub async fn dump<E: Edge>(node: &Rc<Node<E>>, cursor: u64, count: u64) -> Reply {
+    let (at, page) = match page(node, cursor, count).await {
+        Ok(page) => page,
+        Err(reply) => return reply,
+    };
+    let lsn = rowship_proto::Lsn(at);
+    let epoch = match node.primary() {
+        Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
+        None => node.state.lock().await.history.epoch_below(lsn),
+    };
+    let position = rowship_proto::Position { epoch, lsn };
+    let cursor = cursor_reply(&page);
+    let dictionary = node.dictionary.borrow();
+    let mut rows = Vec::with_capacity(page.rows.len() * 2);
+    for row in page.rows {
+        rows.push(Reply::Bulk(Bytes::from(dictionary.client_key(row.table, &row.key))));
+        rows.push(Reply::Bulk(row.value));
+    }
+    Reply::Array(vec![Reply::text(position.to_string()), cursor, Reply::Array(rows)])
+}

@@ -1,0 +1,130 @@
+//! Segment files that this node has open: maps for readers, ring files for the writer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rowship_proto::Lsn;
+
+use crate::edge::{Disk, Edge, Job, Worker, offload};
+use crate::log::prepare::prepare_next;
+use crate::log::{LogError, SegmentHeader, SegmentMaps};
+
+/// Open segments. Ring thread only; borrows are never held across an await.
+pub struct Segments<E: Edge> {
+    /// For readers.
+    pub maps: RefCell<SegmentMaps>,
+    files: RefCell<BTreeMap<Lsn, OpenSegment<E>>>,
+    /// Segments that exist but could not be prepared lately, with the reason: a full disk.
+    pub failure: RefCell<Option<String>>,
+    /// Spares to keep when segments are retired.
+    pub spares_max: Cell<usize>,
+}
+
+struct OpenSegment<E: Edge> {
+    file: E::File,
+    bytes: u64,
+}
+
+impl<E: Edge> Segments<E> {
+    /// None open.
+    #[must_use]
+    pub fn new(maps: SegmentMaps, spares_max: usize) -> Segments<E> {
+        Segments {
+            maps: RefCell::new(maps),
+            files: RefCell::new(BTreeMap::new()),
+            failure: RefCell::new(None),
+            spares_max: Cell::new(spares_max),
+        }
+    }
+
+    /// Whether the segment with this base can be written.
+    #[must_use]
+    pub fn is_ready(&self, base: Lsn) -> bool {
+        self.files.borrow().contains_key(&base)
+    }
+
+    /// Opens an existing segment for the writer.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn open_file(&self, edge: &E, disk: &E::Disk, header: &SegmentHeader) -> Result<(), LogError> {
+        let name = header.file_name();
+        let file = edge
+            .open_durable(disk, &name)
+            .map_err(|source| LogError::Io { doing: "open", file: disk.path(&name), source })?;
+        let open = OpenSegment { file, bytes: header.segment_bytes };
+        self.files.borrow_mut().insert(header.base, open);
+        Ok(())
+    }
+
+    /// Makes the segment ready for writing and reading, if it is not: takes a spare or makes a
+    /// new file on the preparation worker.
+    ///
+    /// # Errors
+    /// [`LogError::DiskFull`] can be tried again; others are final.
+    pub async fn ensure(
+        &self,
+        edge: &E,
+        disk: &E::Disk,
+        worker: &Worker<Job>,
+        header: SegmentHeader,
+    ) -> Result<(), LogError> {
+        let open = self.files.borrow().get(&header.base).map(|open| open.bytes);
+        match open {
+            Some(bytes) if bytes == header.segment_bytes => return Ok(()),
+            // Prepared ahead with the size of the one before, but the stream says another.
+            Some(_) => self.close(header.base),
+            None => {}
+        }
+        let (name, its_disk) = (header.file_name(), disk.clone());
+        let prepared = offload(worker, move || -> Result<_, LogError> {
+            prepare_next(&its_disk, &header)?;
+            let name = header.file_name();
+            let path = its_disk.path(&name);
+            its_disk.map(&name).map_err(|source| LogError::Io { doing: "map", file: path, source })
+        });
+        let map = prepared.await.map_err(|source| LogError::Io {
+            doing: "prepare",
+            file: disk.path(&name),
+            source,
+        })??;
+        self.open_file(edge, disk, &header)?;
+        self.maps.borrow_mut().add(header.base, map);
+        Ok(())
+    }
+
+    /// The file that holds `lsn`, and the base of its segment.
+    #[must_use]
+    pub fn file_for(&self, lsn: Lsn) -> Option<(Lsn, E::File)> {
+        let files = self.files.borrow();
+        let (base, open) = files.range(..=lsn).next_back()?;
+        (lsn.since(*base) < open.bytes).then(|| (*base, open.file.clone()))
+    }
+
+    /// Forgets segments that begin above `end`: the log was cut there.
+    pub fn close_above(&self, end: Lsn) {
+        self.files.borrow_mut().retain(|base, _| *base <= end);
+        self.maps.borrow_mut().remove_above(end);
+    }
+
+    /// Forgets a segment that has been retired.
+    pub fn close(&self, base: Lsn) {
+        self.files.borrow_mut().remove(&base);
+        self.maps.borrow_mut().remove(base);
+    }
+
+    /// Whole frames from `from` up to `limit`, out of the maps: see [`SegmentMaps::whole_frames`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read(
+        &self,
+        from: Lsn,
+        limit: Lsn,
+        bytes_max: usize,
+    ) -> Result<Option<(Bytes, Lsn)>, LogError> {
+        let run = self.maps.borrow().whole_frames(from, limit, bytes_max)?;
+        Ok(run.map(|run| (run.bytes, run.next)))
+    }
+}

@@ -1,0 +1,373 @@
+//! Shipping: a primary's links to its replicas.
+//!
+//! Each link is two tasks on one socket: the receiver reads hello, ready and acks; the sender
+//! sends frames as the log grows, straight from the sealed buffers at the tip and from the maps
+//! behind it. A slow replica only ever holds up its own sender.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use rowship_proto::frame::FrameHeader;
+use rowship_proto::message::{Hello, Message, Notice, Refuse, RefuseCode, Welcome};
+use rowship_proto::{Lsn, Nanos};
+use zerocopy::FromBytes;
+
+use super::state::{Link, Node, PrimaryRole, count};
+use super::tip::Run;
+use crate::edge::{Edge, Listener, Stream, offload};
+use crate::log::LogError;
+
+/// Accepts replicas until the node stops.
+pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
+    loop {
+        match listener.accept().await {
+            Ok(stream) if !node.is_stopping() => {
+                tokio::task::spawn_local(receive(node.clone(), stream));
+            }
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!("cannot accept a replica: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Pause after a failed accept (out of descriptors, most likely), so that it does not spin.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The receiving side of a link.
+async fn receive<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
+    let (id, start) = (node.new_id(), Cell::new(None));
+    let link = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
+    let peer = link.stream.peer();
+    let outcome = converse(&node, &link).await;
+    if let Err(refuse) = &outcome {
+        count(&node.counters.peers_refused, 1);
+        tracing::warn!(peer, code = ?refuse.code, "refused a replica: {}", refuse.text);
+        let refusal = Message::Refuse(refuse.clone()).encode();
+        // The peer may be gone already, and has been logged.
+        let _ = link.stream.write_all(refusal.into()).await;
+    }
+    link.closed.set(true);
+    link.stream.shutdown();
+    if let Some(primary) = node.primary() {
+        primary.links.borrow_mut().remove(&id);
+        primary.machine.borrow_mut().handle_link_down(id);
+        node.leave_open_writes(primary);
+        node.refresh();
+    }
+    if outcome.is_ok() {
+        tracing::info!(peer, "replica link closed");
+    }
+}
+
+async fn converse<E: Edge>(node: &Rc<Node<E>>, link: &Rc<Link<E>>) -> Result<(), Refuse> {
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    let mut greeted = false;
+    loop {
+        while let Some((message, len)) = Message::decode(&buffer).map_err(protocol)? {
+            bytes::Buf::advance(&mut buffer, len);
+            let Some(primary) = node.primary() else {
+                let text = "this node is a replica; connect to its primary".to_owned();
+                return Err(refuse(RefuseCode::NotPrimary, text));
+            };
+            match message {
+                Message::Hello(hello) if !greeted => {
+                    greeted = true;
+                    welcome(node, primary, link, &hello).await?;
+                }
+                Message::Ready(ready) if greeted => {
+                    let now = node.edge.now();
+                    primary.machine.borrow_mut().handle_ready(now, link.id, &ready)?;
+                    tracing::info!(peer = link.stream.peer(), resume = %ready.resume, "replica streams");
+                    link.start.set(Some(ready.resume));
+                    node.refresh();
+                }
+                Message::Ack(ack) => {
+                    let now = node.edge.now();
+                    let before = primary.machine.borrow_mut().handle_ack(now, link.id, &ack)?;
+                    node.record_ack(primary, link.id, &before, &ack, now);
+                    node.refresh();
+                }
+                Message::Refuse(refused) => {
+                    node.event(format!("replica {} refuses: {}", link.stream.peer(), refused.text));
+                    return Ok(());
+                }
+                _ => return Err(protocol("unexpected message")),
+            }
+        }
+        if buffer.capacity() - buffer.len() < READ_BYTES {
+            buffer.reserve(READ_BYTES);
+        }
+        let (read, filled) = link.stream.read(buffer).await;
+        buffer = filled;
+        match read {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Room for one read from a replica; a hello with a full history takes a few.
+const READ_BYTES: usize = 8 << 10;
+
+fn protocol(what: impl std::fmt::Display) -> Refuse {
+    refuse(RefuseCode::Protocol, what.to_string())
+}
+
+fn refuse(code: RefuseCode, text: String) -> Refuse {
+    Refuse { code, lsn: Lsn::ZERO, text }
+}
+
+async fn welcome<E: Edge>(
+    node: &Rc<Node<E>>,
+    primary: &PrimaryRole<E>,
+    link: &Rc<Link<E>>,
+    hello: &Hello,
+) -> Result<(), Refuse> {
+    let oldest = node.segments.maps.borrow().oldest().unwrap_or_default();
+    let (now, peer) = (node.edge.now(), link.stream.peer());
+    let accepted =
+        primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
+    if let Some(old) = accepted.replaces {
+        tracing::info!(peer, name = %hello.name, "replaces its own half-open link");
+        let old = primary.links.borrow_mut().remove(&old);
+        if let Some(old) = old {
+            old.closed.set(true);
+            old.stream.shutdown();
+        }
+    }
+    if let Some(promised) = accepted.promise_broken {
+        node.event(format!(
+            "replica '{}' resumes at LSN {} but had acknowledged {promised} as durable: its disk \
+             lost data",
+            hello.name, accepted.resume
+        ));
+    }
+    let resume = accepted.resume;
+    let segment = node.segments.maps.borrow().segment_of(resume);
+    let chain = node.chain_at(primary, resume);
+    let (Some(segment), Ok(Some(chain))) = (segment, chain) else {
+        let text = format!("the log at LSN {resume} cannot be read; see this primary's log");
+        return Err(refuse(RefuseCode::Diverged, text));
+    };
+    let cluster = &node.settings.cluster;
+    let answer = {
+        let mut machine = primary.machine.borrow_mut();
+        machine.handle_welcomed(link.id, chain);
+        Welcome {
+            version: rowship_proto::message::PROTOCOL_VERSIONS.1,
+            log_id: node.log_id.get(),
+            node_id: primary.epoch.node_id,
+            epoch: primary.epoch,
+            resume,
+            resume_chain: chain,
+            segment,
+            frame_body_bytes_max: node.frame_body_bytes_max.get() as u64,
+            committed: machine.committed(),
+            heartbeat_ms: u32::try_from(cluster.heartbeat_ms).unwrap_or(u32::MAX),
+            peer_timeout_ms: u32::try_from(cluster.peer_timeout_ms).unwrap_or(u32::MAX),
+            wants_received: machine.policy().wants_received(),
+            history: machine.history().clone(),
+            client_address: node.client_address.borrow().clone(),
+        }
+    };
+    primary.links.borrow_mut().insert(link.id, link.clone());
+    primary.stages.borrow_mut().entry(hello.name.to_string()).or_default();
+    tokio::task::spawn_local(send(node.clone(), link.clone(), hello.name.to_string()));
+    let bytes = Message::Welcome(answer).encode();
+    link.stream.write_all(bytes.into()).await.map_err(protocol)
+}
+
+/// What a sender does next.
+enum Next {
+    Frames(Vec<Run>),
+    FromMaps,
+    Notice,
+    End,
+}
+
+/// The sending side of a link: starts when the replica is ready.
+async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
+    let start = node
+        .changed
+        .until(|| match link.start.get() {
+            _ if link.closed.get() || node.is_closing() => Some(None),
+            start => start.map(Some),
+        })
+        .await;
+    let Some(mut shipped) = start else { return };
+    let mut told = Told { committed: Lsn::ZERO, at: node.edge.now() };
+    let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
+    loop {
+        let next = {
+            let look = node.changed.until(|| next(&node, &link, shipped, &told));
+            tokio::select! {
+                biased;
+                next = look => next,
+                () = tokio::time::sleep(heartbeat) => Next::Notice,
+            }
+        };
+        let sent = match next {
+            Next::End => return link.stream.shutdown(),
+            Next::Notice => {
+                told = Told { committed: node.committed.get(), at: node.edge.now() };
+                let wall_ns = node.edge.wall_ns();
+                let (committed, appended) = (told.committed, node.appended.get());
+                let notice = Message::Notice(Notice { committed, appended, wall_ns });
+                link.stream.write_all(notice.encode().into()).await
+            }
+            Next::Frames(runs) => {
+                let load = Load::of(runs);
+                ship(&node, &link, &name, &mut shipped, &mut told, load).await
+            }
+            Next::FromMaps => match from_maps(&node, shipped).await {
+                Ok(load) => ship(&node, &link, &name, &mut shipped, &mut told, load).await,
+                Err(error) => {
+                    node.event(format!("cannot ship to '{name}' from LSN {shipped}: {error}"));
+                    return link.stream.shutdown();
+                }
+            },
+        };
+        if sent.is_err() {
+            return link.stream.shutdown();
+        }
+    }
+}
+
+/// What the replica has been told last.
+struct Told {
+    committed: Lsn,
+    at: Nanos,
+}
+
+fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> Option<Next> {
+    if link.closed.get() {
+        return Some(Next::End);
+    }
+    let primary = node.primary()?;
+    let machine = primary.machine.borrow();
+    let acked = machine.replicas().values().find(|replica| replica.link == link.id)?.acked.received;
+    let closing = node.is_closing();
+    let appended = node.appended.get();
+    if shipped < appended && shipped.since(acked) < node.settings.node.send_window_bytes {
+        let runs =
+            node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
+        return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
+    }
+    if machine.committed() > told.committed {
+        return Some(Next::Notice);
+    }
+    let overdue = node.settings.cluster.heartbeat_ms * 1_000_000;
+    if node.edge.now().saturating_sub(told.at) >= overdue && shipped >= appended {
+        return Some(Next::Notice);
+    }
+    // A clean stop first lets replicas have everything, and what is committed of it.
+    (closing && shipped >= appended).then_some(Next::End)
+}
+
+async fn ship<E: Edge>(
+    node: &Node<E>,
+    link: &Link<E>,
+    name: &str,
+    shipped: &mut Lsn,
+    told: &mut Told,
+    load: Load,
+) -> std::io::Result<()> {
+    let from = *shipped;
+    let Load { parts, to, committed } = load;
+    // Before the send: an ack may arrive before the send's completion is seen.
+    if let Some(primary) = node.primary() {
+        primary.machine.borrow_mut().handle_shipped(link.id, to);
+    }
+    *shipped = to;
+    link.stream.write_all_parts(parts).await?;
+    let now = node.edge.now();
+    *told = Told { committed: told.committed.max(committed), at: now };
+    if let Some(primary) = node.primary() {
+        let stamps = primary.stamps.borrow();
+        if let Some(stages) = primary.stages.borrow_mut().get_mut(name) {
+            stages.sent(&stamps, from, to, now);
+        }
+    }
+    Ok(())
+}
+
+/// Frames to send.
+struct Load {
+    parts: Vec<Bytes>,
+    /// Where the frame behind them starts.
+    to: Lsn,
+    /// What the last of them says is committed.
+    committed: Lsn,
+}
+
+impl Load {
+    fn of(runs: Vec<Run>) -> Load {
+        let last = runs.last().expect("never empty");
+        let committed = last_committed(&last.bytes).unwrap_or_default();
+        Load { to: last.next, committed, parts: runs.into_iter().map(|run| run.bytes).collect() }
+    }
+}
+
+/// `committed` in the only frame of a primary's run.
+fn last_committed(run: &[u8]) -> Option<Lsn> {
+    let (header, _) = FrameHeader::read_from_prefix(run).ok()?;
+    Some(header.committed)
+}
+
+/// Durable frames behind the tip. Cold pages are brought in on the preparation worker, so that
+/// the send does not wait for the disk on the ring thread.
+async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
+    let limit = node.durable.get();
+    let bytes_max = node.settings.node.transfer_bytes;
+    let populate = node.segments.maps.borrow().populate_range(from, bytes_max);
+    if let Some(populate) = populate {
+        let done = offload(&node.preparation, move || populate.run()).await;
+        if let Err(error) | Ok(Err(error)) = done {
+            tracing::debug!("cannot populate the map at LSN {from}: {error}");
+        }
+    }
+    match node.segments.read(from, limit, bytes_max)? {
+        // What its frames say is old: a notice follows where it matters.
+        Some((bytes, to)) => Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO }),
+        None => Err(LogError::NotHeld { lsn: from }),
+    }
+}
+
+impl<E: Edge> Node<E> {
+    /// Chain value just below `lsn`, which is a frame's start or the end of the log.
+    fn chain_at(&self, primary: &PrimaryRole<E>, lsn: Lsn) -> Result<Option<u64>, LogError> {
+        if let Some(run) = self.tip.borrow().from(lsn, Lsn(u64::MAX), 0).first() {
+            // Maybe not written yet, so not in the maps.
+            let header = FrameHeader::read_from_prefix(&run.bytes).ok();
+            return Ok(header.map(|(header, _)| header.chain_previous));
+        }
+        let end = (self.appended.get(), primary.appender.borrow().chain());
+        self.segments.maps.borrow().chain_at(lsn, end.0, end.1)
+    }
+
+    fn record_ack(
+        &self,
+        primary: &PrimaryRole<E>,
+        link: u64,
+        before: &rowship_proto::message::Ack,
+        ack: &rowship_proto::message::Ack,
+        now: Nanos,
+    ) {
+        let machine = primary.machine.borrow();
+        let Some((name, _)) = machine.replicas().iter().find(|(_, r)| r.link == link) else {
+            return;
+        };
+        let mut stamps = primary.stamps.borrow_mut();
+        if let Some(stages) = primary.stages.borrow_mut().get_mut(name.as_str()) {
+            stages.acked(&stamps, before, ack, now);
+        }
+        let shown = machine.replicas().values().map(|replica| replica.acked.visible).min();
+        if let Some(shown) = shown {
+            stamps.forget(shown);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The log writer: one durable write at a time, of everything that has come together meanwhile.
+//!
+//! On a primary it also decides when the open frame is sealed: when the write before is done.
+//! That is the whole group commit: batches form by themselves under load, and a lone write leaves
+//! at once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::NodeError;
+use super::state::{Node, Stop, count};
+use super::tip::Run;
+use crate::edge::{Disk, Edge, RingFile};
+use crate::log::{Checkpoint, segment, write_bytes_max};
+
+/// Runs that wait to be written.
+///
+/// Limit: on a primary what the frame pool holds, on a replica [`WriteQueue::bytes_max`].
+pub struct WriteQueue {
+    runs: RefCell<VecDeque<Run>>,
+    bytes: Cell<usize>,
+    /// A write is in flight.
+    busy: Cell<bool>,
+    /// Bytes beyond which a receiver waits.
+    pub bytes_max: usize,
+}
+
+impl WriteQueue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> WriteQueue {
+        let (runs, bytes, busy) = Default::default();
+        WriteQueue { runs, bytes, busy, bytes_max }
+    }
+
+    /// Adds a run.
+    pub fn push(&self, run: Run) {
+        self.bytes.set(self.bytes.get() + run.bytes.len());
+        self.runs.borrow_mut().push_back(run);
+    }
+
+    /// Whether a receiver may add more.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.bytes.get() < self.bytes_max
+    }
+
+    /// Nothing waits and nothing is in flight.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.busy.get() && self.runs.borrow().is_empty()
+    }
+
+    /// The next runs that belong into one write: contiguous in one segment, at most `bytes_max`
+    /// (but at least one run).
+    fn take_batch(&self, bytes_max: usize) -> Vec<Run> {
+        let mut runs = self.runs.borrow_mut();
+        let mut batch: Vec<Run> = Vec::new();
+        let mut bytes = 0;
+        while let Some(run) = runs.front() {
+            let contiguous = batch.last().is_none_or(|last| {
+                last.next == run.start && last.start.plus(last.bytes.len() as u64) == run.start
+            });
+            if !contiguous || (bytes > 0 && bytes + run.bytes.len() > bytes_max) {
+                break;
+            }
+            bytes += run.bytes.len();
+            batch.push(runs.pop_front().expect("just seen"));
+        }
+        self.bytes.set(self.bytes.get() - bytes);
+        batch
+    }
+}
+
+/// Most runs of one gathered write.
+const BATCH_RUNS_MAX: usize = 256;
+
+/// Runs until the node stops and everything is written.
+pub async fn run<E: Edge>(node: Rc<Node<E>>) {
+    loop {
+        let body_max = node.frame_body_bytes_max.get() as u64;
+        let batch_bytes = usize::try_from(write_bytes_max(body_max)).unwrap_or(usize::MAX);
+        let next = node
+            .changed
+            .until(|| {
+                node.seal_open_frame();
+                let batch = node.writes.take_batch(batch_bytes);
+                if !batch.is_empty() {
+                    return Some(Some(batch));
+                }
+                node.is_closing().then_some(None)
+            })
+            .await;
+        let Some(batch) = next else { return };
+        node.writes.busy.set(true);
+        let written = write(&node, &batch).await;
+        node.writes.busy.set(false);
+        match written {
+            Ok(()) => node.handle_durable(batch.last().expect("never empty")),
+            Err(error) => return node.stop(Stop::Failed(error)),
+        }
+    }
+}
+
+async fn write<E: Edge>(node: &Node<E>, batch: &[Run]) -> Result<(), NodeError> {
+    let start = batch[0].start;
+    let Some((base, file)) = node.segments.file_for(start) else {
+        return Err(NodeError::internal(&format!("no segment is open for LSN {start}")));
+    };
+    let mut offset = start.since(base);
+    for parts in batch.chunks(BATCH_RUNS_MAX) {
+        let parts: Vec<Bytes> = parts.iter().map(|run| run.bytes.clone()).collect();
+        let bytes: usize = parts.iter().map(Bytes::len).sum();
+        file.write_durable_parts(parts, offset).await.map_err(|error| {
+            let path = node.disk.path(&segment::segment_file_name(base));
+            NodeError::disk(&format!(
+                "writing {bytes} bytes at offset {offset} of {path} failed: {error}. The log can \
+                 no longer be trusted to this disk: the node stops and acknowledges nothing more"
+            ))
+        })?;
+        count(&node.counters.log_writes, 1);
+        count(&node.counters.log_bytes, bytes as u64);
+        offset += bytes as u64;
+    }
+    Ok(())
+}
+
+impl<E: Edge> Node<E> {
+    /// Everything up to the end of this run survives power loss on this node.
+    pub(super) fn handle_durable(&self, last: &Run) {
+        let lsn = last.next;
+        assert!(lsn >= self.durable.get());
+        self.durable.set(lsn);
+        self.durable_end.set(Checkpoint { lsn, chain: last.chain, epoch: last.epoch });
+        if let Some(primary) = self.primary() {
+            // The pool must never be held by the tip while the appender waits for a buffer.
+            let keep = if primary.appender.borrow().pool_is_low() { 0 } else { usize::MAX };
+            self.tip.borrow_mut().trim(lsn, keep);
+            primary.machine.borrow_mut().handle_durable(lsn);
+            self.refresh();
+        }
+        self.changed.notify();
+        self.room.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rowship_proto::{Epoch, Lsn};
+
+    fn run(start: u64, len: usize, next: u64) -> Run {
+        let bytes = Bytes::from(vec![0; len]);
+        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE }
+    }
+
+    #[test]
+    fn a_write_ends_at_the_segment_and_at_its_limit() {
+        let queue = WriteQueue::new(100);
+        queue.push(run(0, 8, 8));
+        queue.push(run(8, 8, 64));
+        queue.push(run(64, 8, 72));
+        queue.push(run(72, 80, 152));
+        assert!(!queue.has_room());
+        let starts = |batch: Vec<Run>| batch.iter().map(|run| run.start.0).collect::<Vec<_>>();
+        assert_eq!(starts(queue.take_batch(50)), [0, 8]);
+        assert_eq!(starts(queue.take_batch(50)), [64]);
+        assert_eq!(starts(queue.take_batch(50)), [72]);
+        assert!(queue.is_idle() && queue.has_room());
+    }
+}
