@@ -284,6 +284,7 @@ async fn prepare<E: Edge>(
         .map_err(Ended::Fatal)?;
         if let Some(log_id) = adopted {
             node.log_id.set(log_id);
+            node.lane_seed.get_or_init(|| log_id.seed());
             let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
             *node.segments.maps.borrow_mut() = SegmentMaps::new(log_id.seed(), body_max);
             node.frame_body_bytes_max.set(body_max);

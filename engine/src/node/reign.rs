@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rowship_proto::ack::ClientPolicy;
@@ -12,6 +13,7 @@ use rowship_proto::hlc::Clock;
 use rowship_proto::primary::{Primary, Reign};
 use rowship_proto::row::{Operation, transactions};
 use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
+use tokio::sync::Notify;
 use zerocopy::IntoBytes;
 
 use super::NodeError;
@@ -25,13 +27,14 @@ use crate::log::pool::FramePool;
 use crate::log::{Layout, LogError, NodeState, Recovered};
 
 /// The state of a primary that continues `log`. The new epoch goes into `state`; the caller makes
-/// it durable before the first byte is written.
+/// it durable before the first byte is written. `returned` is woken when a frame buffer comes back.
 pub fn role<E: Edge>(
     edge: &E,
     settings: &Settings,
     state: &mut NodeState,
     log: &Recovered,
     committed: Lsn,
+    returned: &Arc<Notify>,
 ) -> Result<PrimaryRole<E>, NodeError> {
     let counter = state.epoch_highest.counter + 1;
     let epoch = Epoch { counter, node_id: state.node_id, nonce: edge.random() };
@@ -48,9 +51,9 @@ pub fn role<E: Edge>(
     let segment_min = 4 * (header.frame_body_bytes_max);
     let segment_bytes = settings.cluster.segment_bytes.max(segment_min);
     let body_max = usize::try_from(header.frame_body_bytes_max).expect("at most 16 MiB");
-    let waker = edge.waker();
+    let wake = returned.clone();
     let buffer_bytes = rowship_proto::frame::frame_bytes(body_max);
-    let pool = FramePool::new(settings.node.frame_buffers, buffer_bytes, move || waker.wake());
+    let pool = FramePool::new(settings.node.frame_buffers, buffer_bytes, move || wake.notify_one());
     let pool = pool.map_err(|error| {
         NodeError::internal(&format!("cannot allocate frame buffers: {error}"))
     })?;

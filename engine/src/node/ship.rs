@@ -40,7 +40,7 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// The receiving side of a link.
 async fn receive<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
     let (id, start) = (node.new_id(), Cell::new(None));
-    let link = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
+    let link: Rc<Link<E>> = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
     let peer = link.stream.peer();
     let outcome = converse(&node, &link).await;
     if let Err(refuse) = &outcome {

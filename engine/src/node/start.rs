@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,15 +107,19 @@ fn build<E: Edge>(
     let applied = Arc::new(Applied::new(start, Arc::new(move || wake.notify_one())));
     let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
     let mut maps = SegmentMaps::new(state.log_id.seed(), body_max);
+    let seed = Arc::new(OnceLock::new());
+    if state.log_id != LogId::NONE {
+        seed.get_or_init(|| state.log_id.seed());
+    }
     let mut lanes = Vec::new();
     for index in 0..settings.node.lanes {
         // A replica that has no log yet learns the seed later: its lanes ask for it then.
-        let (table, applied) = (opened.table.clone(), applied.clone());
+        let (table, applied, seed) = (opened.table.clone(), applied.clone(), seed.clone());
         let mut lane = None;
         let count = settings.node.lanes;
         let turn = move |window: Arc<Window>| {
-            let seed = window.seed;
             let lane = lane.get_or_insert_with(|| {
+                let seed = *seed.get().expect("a window comes out of a log that is known");
                 Lane::new(index, count, seed, table.clone(), applied.clone())
             });
             if applied.failure().is_none() {
@@ -148,7 +152,7 @@ fn build<E: Edge>(
         }
         StoredRole::Primary => {
             let log = recovered.as_ref().expect("a primary has a log");
-            Role::Primary(Box::new(super::reign::role(&edge, &settings, &mut state, log, committed)?))
+            Role::Primary(Box::new(super::reign::role(&edge, &settings, &mut state, log, committed, published)?))
         }
     };
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
@@ -161,6 +165,7 @@ fn build<E: Edge>(
     let queue_bytes = usize::try_from(write_bytes_max(body_max as u64)).unwrap_or(usize::MAX);
     let node = Node {
         log_id: Cell::new(state.log_id),
+        lane_seed: seed,
         frame_body_bytes_max: Cell::new(body_max),
         role,
         segments,
