@@ -160,6 +160,18 @@ impl<'d, D: Disk> SegmentScan<'d, D> {
         Ok(stands_here(self.bytes(first, FRAME_HEADER_BYTES as u64)?, first, seed))
     }
 
+    /// What to say of a live header at `lsn` that cannot be gone on from.
+    #[must_use]
+    pub fn refusal(&self, lsn: Lsn, error: &FrameError) -> LogError {
+        match error {
+            FrameError::Version(_) | FrameError::NotUnderstood { .. } => {
+                let segment = self.disk.path(&self.name);
+                LogError::Newer { segment, lsn, what: error.to_string() }
+            }
+            _ => self.damage(lsn, error.to_string()),
+        }
+    }
+
     /// The damage of this place, for the operator.
     #[must_use]
     pub fn damage(&self, lsn: Lsn, what: impl Into<String>) -> LogError {
