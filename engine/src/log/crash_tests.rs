@@ -1,5 +1,6 @@
 //! What power loss may leave of the last write, and that recovery ends at the last whole frame.
 
+use rowship_proto::frame::FrameError;
 use rowship_proto::verify::first_frame;
 use rowship_proto::{FrameKind, Lsn};
 
@@ -98,6 +99,19 @@ fn a_write_torn_anywhere_is_cut_at_the_last_whole_frame() {
 }
 
 #[test]
+fn what_was_torn_is_told() {
+    let mut log = log();
+    let end = log.next;
+    log.disk.lose_power_at(0, |sector| sector == 0);
+    assert!(log.rows(&[2000]).is_err());
+    log.disk.restore_power();
+    let torn = recover_well(&log, &log.disk).torn.unwrap();
+    assert_eq!((torn.at, torn.what), (end, FrameError::BodyChecksum));
+    let reached = end.0.next_multiple_of(512) - end.0;
+    assert_eq!(torn.bytes_dropped, reached);
+}
+
+#[test]
 fn a_torn_write_in_a_recycled_segment_is_cut_as_well() {
     // The stale frames of the recycled file are of the same log, with other LSNs.
     let mut donor = log();
@@ -128,6 +142,9 @@ fn a_torn_opening_leaves_a_log_that_ends_at_the_roll_or_in_the_opening() {
     let mut ended = recover_well(&log, &before);
     assert_eq!(ended.end, log.next);
     assert_eq!(ended.active.map(|active| active.base), Some(Lsn(65536)));
+    // The dictionary is that of the segment before, though the checkpoint stands in this one.
+    let input = log.input(Some(log.checkpoint()));
+    assert_eq!(recover(&before, &input).unwrap().tables, log.tables);
     before.remove(&segment_file_name(Lsn(65536))).unwrap();
     ended = recover_well(&log, &before);
     assert_eq!((ended.end, ended.active), (log.next, None));
@@ -135,7 +152,6 @@ fn a_torn_opening_leaves_a_log_that_ends_at_the_roll_or_in_the_opening() {
     log.disk.lose_power_at(0, |sector| sector == 0);
     assert!(log.begin_epoch(2).is_err());
     log.disk.restore_power();
-    // The dictionary is then that of the segment before, whatever the checkpoint says.
     let opened = recover(&log.disk, &log.input(checkpoint)).unwrap();
     assert!(opened.end > first_frame(Lsn(65536)));
     assert!(opened.opening_left > 0);

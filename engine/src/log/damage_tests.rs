@@ -1,5 +1,9 @@
 //! Rot anywhere below the last write is found and named; what is not rot is not called damage.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rowship_proto::{FrameHeader, LogId, Lsn};
 
 use super::node_state::Role;
@@ -7,8 +11,8 @@ use super::segment::segment_file_name;
 use super::testing::{MemoryDisk, TINY_BODY_BYTES, TINY_SEGMENT_BYTES, TestLog};
 use super::tools::{TailState, dump, promote, verify};
 use super::{LogError, NodeState, RecoverInput, SegmentHeader, recover, write_bytes_max};
-use crate::edge::Disk;
 use crate::edge::disk::FileDisk;
+use crate::edge::{Disk, Map};
 
 type Log = TestLog<MemoryDisk>;
 
@@ -246,4 +250,63 @@ fn a_log_that_grows_while_it_is_verified_is_not_damaged() {
     writer.join().unwrap();
     assert!(ends.is_sorted());
     assert!(verify(&disk).unwrap().end_lsn > 39 * TINY_SEGMENT_BYTES);
+}
+
+/// Reads as in a live node's directory: the first `early_bytes` of the first read of frames see
+/// the moment `before`, all else sees `now`. (A read is not one moment: it copies page by page.)
+#[derive(Clone)]
+struct ReadWhileWritten {
+    before: MemoryDisk,
+    now: MemoryDisk,
+    reads: Arc<AtomicU64>,
+    early_bytes: usize,
+}
+
+impl Disk for ReadWhileWritten {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        self.now.list()
+    }
+    fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
+        self.now.create_zeroed(name, bytes)
+    }
+    fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.now.write_durable_at(name, offset, bytes)
+    }
+    fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        // Header pages are read by themselves, and are always there.
+        self.now.read_exact_at(name, offset, buffer)?;
+        if offset > 0 && self.reads.fetch_add(1, Ordering::Relaxed) == 0 {
+            let early = buffer.len().min(self.early_bytes);
+            self.before.read_exact_at(name, offset, &mut buffer[..early])?;
+        }
+        Ok(())
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.now.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.now.remove(name)
+    }
+    fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
+        self.now.map(name)
+    }
+    fn path(&self, name: &str) -> String {
+        self.now.path(name)
+    }
+}
+
+#[test]
+fn a_place_read_before_it_was_written_is_read_again() {
+    let mut log = TestLog::create_sized(MemoryDisk::new(), 4 << 20).unwrap();
+    log.rows(&[10]).unwrap();
+    let before = log.disk.fork();
+    while log.next < Lsn(3 << 20) {
+        log.rows(&[3000]).unwrap();
+    }
+    for early_bytes in [64 << 10, 4 << 20] {
+        let (before, now, reads) = (before.clone(), log.disk.clone(), Arc::default());
+        let disk = ReadWhileWritten { before, now, reads, early_bytes };
+        let report = verify(&disk).unwrap();
+        assert_eq!((report.problems.as_slice(), report.end_lsn), (&[][..], log.next.0));
+    }
 }

@@ -155,7 +155,8 @@ pub enum LogError {
     },
     /// What opens a segment (table names above all) would fill more than half of it.
     #[error(
-        "opening a segment takes {bytes} bytes, more than half of {segment_bytes}: use larger segments"
+        "opening a segment takes {bytes} bytes, more than half of {segment_bytes}: use larger \
+         segments"
     )]
     OpeningTooLarge {
         /// Bytes of the opening frames.

@@ -57,7 +57,15 @@ impl<D: Disk> TestLog<D> {
     /// # Errors
     /// Those of the disk.
     pub fn create(disk: D) -> Result<TestLog<D>, LogError> {
-        let header = SegmentHeader::new(TEST_LOG, Lsn::ZERO, TINY_SEGMENT_BYTES, TINY_BODY_BYTES);
+        TestLog::create_sized(disk, TINY_SEGMENT_BYTES)
+    }
+
+    /// The same, with a first segment of another size.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn create_sized(disk: D, segment_bytes: u64) -> Result<TestLog<D>, LogError> {
+        let header = SegmentHeader::new(TEST_LOG, Lsn::ZERO, segment_bytes, TINY_BODY_BYTES);
         prepare_next(&disk, &header)?;
         let mut log = TestLog {
             disk,
