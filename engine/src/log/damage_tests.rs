@@ -297,14 +297,15 @@ impl Disk for ReadWhileWritten {
 
 #[test]
 fn a_place_read_before_it_was_written_is_read_again() {
-    let mut log = TestLog::create_sized(MemoryDisk::new(), 4 << 20).unwrap();
-    log.rows(&[10]).unwrap();
-    let before = log.disk.fork();
-    while log.next < Lsn(3 << 20) {
-        log.rows(&[3000]).unwrap();
-    }
-    for early_bytes in [64 << 10, 4 << 20] {
-        let (before, now, reads) = (before.clone(), log.disk.clone(), Arc::default());
+    // In the small segment one read sees both moments, in the large one two reads do.
+    for (segment_bytes, early_bytes) in [(64 << 10, 16 << 10), (4 << 20, 4 << 20)] {
+        let mut log = TestLog::create_sized(MemoryDisk::new(), segment_bytes).unwrap();
+        log.rows(&[10]).unwrap();
+        let before = log.disk.fork();
+        while log.next.0 < segment_bytes / 4 * 3 {
+            log.rows(&[3000]).unwrap();
+        }
+        let (now, reads) = (log.disk.clone(), Arc::default());
         let disk = ReadWhileWritten { before, now, reads, early_bytes };
         let report = verify(&disk).unwrap();
         assert_eq!((report.problems.as_slice(), report.end_lsn), (&[][..], log.next.0));
