@@ -37,6 +37,11 @@ pub mod tools;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
+
 use std::io;
 
 use rowship_proto::Lsn;
@@ -77,6 +82,16 @@ pub enum LogError {
         /// The same place as an LSN.
         lsn: Lsn,
         /// What does not hold there.
+        what: String,
+    },
+    /// Whole bytes that this build cannot read.
+    #[error("{segment} needs a newer rowship from LSN {lsn} on: {what}. Nothing was changed")]
+    Newer {
+        /// Path of the segment file.
+        segment: String,
+        /// Where.
+        lsn: Lsn,
+        /// What is not understood.
         what: String,
     },
     /// A call to the operating system failed.
@@ -141,7 +156,8 @@ pub enum LogError {
     },
     /// What opens a segment (table names above all) would fill more than half of it.
     #[error(
-        "opening a segment takes {bytes} bytes, more than half of {segment_bytes}: use larger segments"
+        "opening a segment takes {bytes} bytes, more than half of {segment_bytes}: use larger \
+         segments"
     )]
     OpeningTooLarge {
         /// Bytes of the opening frames.

@@ -109,7 +109,8 @@ pub enum StateError {
     },
     /// From a newer build.
     #[error(
-        "{file} was written by a newer rowship, version {version} (this build reads up to {STATE_VERSION})"
+        "{file} was written by a newer rowship, version {version} (this build reads up to \
+         {STATE_VERSION})"
     )]
     Newer {
         /// Path.

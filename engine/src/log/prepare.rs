@@ -113,6 +113,16 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_with_frames_is_never_replaced() {
+        let mut log = crate::log::testing::TestLog::create(MemoryDisk::new()).unwrap();
+        log.rows(&[10]).unwrap();
+        let other = SegmentHeader::new(log.layout.header.log_id, Lsn::ZERO, 131_072, 4096);
+        let refused = prepare_next(&log.disk, &other);
+        assert!(matches!(refused, Err(LogError::Exists { .. })));
+        assert_eq!(prepare_next(&log.disk, &log.layout.header).unwrap(), Prepared::Found);
+    }
+
+    #[test]
     fn a_full_disk_is_an_error_that_can_be_tried_again() {
         let disk = MemoryDisk::new();
         disk.set_capacity_bytes(65535);

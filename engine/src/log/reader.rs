@@ -221,3 +221,96 @@ fn damage(base: Lsn, lsn: Lsn, error: &FrameError) -> LogError {
     let (segment, offset) = (segment_file_name(base), lsn.since(base));
     LogError::Damage { segment, offset, lsn, what: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::Disk;
+    use crate::log::testing::{MemoryDisk, TEST_LOG, TINY_BODY_BYTES, TestLog};
+
+    fn log_and_maps() -> (TestLog<MemoryDisk>, SegmentMaps) {
+        let mut log = TestLog::create(MemoryDisk::new()).unwrap();
+        log.fill_segments(3, 4).unwrap();
+        log.rows(&[100, 200]).unwrap();
+        let mut maps = SegmentMaps::new(TEST_LOG.seed(), TINY_BODY_BYTES as usize);
+        for (base, _) in crate::log::segment::list_segments(&log.disk).unwrap() {
+            maps.add(base, log.disk.map(&segment_file_name(base)).unwrap());
+        }
+        (log, maps)
+    }
+
+    #[test]
+    fn every_frame_is_given_once_in_runs_of_any_size() {
+        let (log, maps) = log_and_maps();
+        for bytes_max in [0, 97, 1000, 5000, 1 << 20] {
+            let (mut from, mut frames, mut runs) = (Lsn(4096), 0, 0);
+            while let Some(run) = maps.whole_frames(from, log.next, bytes_max).unwrap() {
+                let first = &log.frames[frames];
+                let last = &log.frames[frames + run.frames - 1];
+                assert_eq!((first.lsn, last.end().since(from)), (from, run.bytes.len() as u64));
+                assert!(run.frames == 1 || run.bytes.len() <= bytes_max);
+                frames += run.frames;
+                runs += 1;
+                let following = log.frames.get(frames).map_or(log.next, |header| header.lsn);
+                assert_eq!(run.next, following);
+                from = run.next;
+            }
+            assert_eq!((from, frames), (log.next, log.frames.len()));
+            assert_eq!(bytes_max == 1 << 20, runs == 3, "one run per segment is enough");
+        }
+    }
+
+    #[test]
+    fn nothing_beyond_the_limit_is_given() {
+        let (log, maps) = log_and_maps();
+        let (first, second) = (&log.frames[0], &log.frames[1]);
+        let upto = |limit| maps.whole_frames(first.lsn, limit, 1 << 20).unwrap();
+        assert!(upto(first.lsn).is_none());
+        assert!(upto(second.lsn.plus(0)).is_some_and(|run| run.frames == 1));
+        assert!(upto(Lsn(second.lsn.0 - 8)).is_none());
+        assert!(upto(second.end()).is_some_and(|run| run.frames == 2));
+    }
+
+    #[test]
+    fn places_that_are_gone_bent_or_not_there_are_told_apart() {
+        let (log, mut maps) = log_and_maps();
+        let middle = log.frames[3].lsn;
+        assert!(maps.frame_at(middle.plus(8)).unwrap().is_none());
+        let damage = maps.whole_frames(middle.plus(8), log.next, 100).unwrap_err();
+        assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle.plus(8)));
+        log.disk.bend(&segment_file_name(Lsn::ZERO), middle.0 + 20, |byte| *byte ^= 1);
+        let damage = maps.whole_frames(log.frames[2].lsn, log.next, 1 << 20).unwrap_err();
+        assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle));
+        let far = maps.whole_frames(Lsn(1 << 40), Lsn(1 << 41), 100).unwrap_err();
+        assert!(matches!(far, LogError::NotHeld { .. }));
+        maps.remove(Lsn::ZERO);
+        let retired = maps.whole_frames(middle, log.next, 100).unwrap_err();
+        let oldest = Lsn(65536 + 4096);
+        assert!(matches!(retired, LogError::Retired { oldest: at, .. } if at == oldest));
+        assert_eq!(maps.oldest(), Some(oldest));
+    }
+
+    #[test]
+    fn a_chain_is_told_for_every_frame_start_and_for_the_end() {
+        let (log, maps) = log_and_maps();
+        let chain_at = |lsn| maps.chain_at(lsn, log.next, log.chain).unwrap();
+        for pair in log.frames.windows(2) {
+            assert_eq!(chain_at(pair[1].lsn), Some(pair[0].chain()));
+        }
+        assert_eq!(chain_at(log.next), Some(log.chain));
+        assert_eq!(chain_at(log.next.plus(8)), None);
+        assert_eq!(chain_at(log.frames[5].lsn.plus(16)), None);
+    }
+
+    #[test]
+    fn bytes_given_out_outlive_their_segment_and_can_be_populated() {
+        let (log, mut maps) = log_and_maps();
+        let run = maps.whole_frames(Lsn(4096), log.next, 1 << 20).unwrap().unwrap();
+        maps.populate_range(Lsn(4096), 1 << 30).unwrap().run().unwrap();
+        assert!(maps.populate_range(Lsn(1 << 40), 1).is_none());
+        maps.remove(Lsn::ZERO);
+        log.disk.remove(&segment_file_name(Lsn::ZERO)).unwrap();
+        let header = FrameHeader::parse(&run.bytes, TEST_LOG.seed(), 4096).unwrap();
+        assert_eq!(header, log.frames[0]);
+    }
+}

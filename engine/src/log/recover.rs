@@ -14,7 +14,7 @@ use rowship_proto::{Epoch, EpochHistory, Lsn};
 use super::LogError;
 use super::node_state::Checkpoint;
 use super::scan::SegmentScan;
-use super::segment::{SegmentHeader, list_segments, segment_file_name};
+use super::segment::{SegmentFile, SegmentHeader, list_segments, segment_file_name};
 use super::survey::{RecoverInput, survey};
 use crate::edge::Disk;
 
@@ -50,7 +50,7 @@ pub struct Recovered {
     /// The newest segment with frames (or the one with none, in an empty log).
     pub last: SegmentHeader,
     /// Base and size of all segment files, prepared ones included, oldest first.
-    pub segments: Vec<(Lsn, u64)>,
+    pub segments: Vec<SegmentFile>,
     /// Frames that were read.
     pub frames_read: u64,
     /// Bytes of the log that were read.

@@ -13,7 +13,7 @@ use rowship_proto::Lsn;
 use rowship_proto::verify::first_frame;
 
 use super::LogError;
-use super::segment::{LogFile, list_log_files, segment_file_name, spare_file_name};
+use super::segment::{LogFile, SegmentFile, list_log_files, segment_file_name, spare_file_name};
 use crate::edge::Disk;
 
 /// Most spares that are kept; files beyond it are removed. Two are enough for a roll while the
@@ -49,7 +49,7 @@ pub struct RetirePlan {
 /// # Panics
 /// When there is no segment.
 #[must_use]
-pub fn plan(segments: &[(Lsn, u64)], to: Lsn, floors: &RetireFloors) -> RetirePlan {
+pub fn plan(segments: &[SegmentFile], to: Lsn, floors: &RetireFloors) -> RetirePlan {
     assert!(!segments.is_empty());
     let mut floor = (floors.table_durable, "the table has made no more durable".to_owned());
     for (name, lsn) in &floors.replicas {
@@ -116,7 +116,7 @@ mod tests {
 
     const SIZE: u64 = 65536;
 
-    fn segments() -> Vec<(Lsn, u64)> {
+    fn segments() -> Vec<SegmentFile> {
         (0..6).map(|index| (Lsn(index * SIZE), SIZE)).collect()
     }
 

@@ -160,6 +160,18 @@ impl<'d, D: Disk> SegmentScan<'d, D> {
         Ok(stands_here(self.bytes(first, FRAME_HEADER_BYTES as u64)?, first, seed))
     }
 
+    /// What to say of a live header at `lsn` that cannot be gone on from.
+    #[must_use]
+    pub fn refusal(&self, lsn: Lsn, error: &FrameError) -> LogError {
+        match error {
+            FrameError::Version(_) | FrameError::NotUnderstood { .. } => {
+                let segment = self.disk.path(&self.name);
+                LogError::Newer { segment, lsn, what: error.to_string() }
+            }
+            _ => self.damage(lsn, error.to_string()),
+        }
+    }
+
     /// The damage of this place, for the operator.
     #[must_use]
     pub fn damage(&self, lsn: Lsn, what: impl Into<String>) -> LogError {
@@ -199,4 +211,33 @@ pub fn may_be_torn(error: &FrameError, live: bool) -> bool {
 
 fn index(bytes: u64) -> usize {
     usize::try_from(bytes).expect("64-bit machines")
+}
+
+#[cfg(test)]
+mod tests {
+    use rowship_proto::Epoch;
+    use rowship_proto::frame::{Seal, sealed_frame};
+
+    use super::*;
+    use crate::log::testing::{MemoryDisk, TEST_LOG};
+
+    #[test]
+    fn a_live_frame_is_found_across_the_bounds_of_a_read() {
+        let base = Lsn(8192);
+        for before in [0, 8, 88, 96, 104] {
+            let at = Lsn(base.0 + 4096 + READ_STEP_BYTES - before);
+            let seal = Seal::first(TEST_LOG, Epoch::NONE);
+            let (_, frame) = sealed_frame(FrameKind::Mark, 0, at, b"", &seal);
+            let mut file = vec![0; 2 * READ_STEP_BYTES as usize];
+            file[index(at.since(base))..][..frame.len()].copy_from_slice(&frame);
+            let disk = MemoryDisk::new();
+            disk.put(&segment_file_name(base), &file);
+            let mut scan = SegmentScan::of_file(&disk, base, file.len() as u64);
+            let seed = TEST_LOG.seed();
+            let mut find = |to| scan.find_live_frame(base.plus(4096), to, seed).unwrap();
+            assert_eq!(find(Lsn(u64::MAX)), Some(at));
+            assert_eq!(find(at), None);
+            assert_eq!(find(at.plus(8)), Some(at));
+        }
+    }
 }

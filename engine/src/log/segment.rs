@@ -248,11 +248,14 @@ pub fn list_log_files(disk: &impl Disk) -> Result<Vec<(LogFile, u64)>, LogError>
     Ok(listed)
 }
 
-/// Bases and sizes of the segment files, oldest first.
+/// Base and size in bytes of a segment's file.
+pub type SegmentFile = (Lsn, u64);
+
+/// The segment files, oldest first.
 ///
 /// # Errors
 /// [`LogError::Io`].
-pub fn list_segments(disk: &impl Disk) -> Result<Vec<(Lsn, u64)>, LogError> {
+pub fn list_segments(disk: &impl Disk) -> Result<Vec<SegmentFile>, LogError> {
     let files = list_log_files(disk)?;
     let segment = |(file, bytes): (LogFile, u64)| match file {
         LogFile::Segment(base) => Some((base, bytes)),

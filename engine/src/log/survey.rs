@@ -25,7 +25,9 @@ use rowship_proto::{Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameHeader, FrameK
 use super::node_state::{Checkpoint, NodeState};
 use super::recover::{Recovered, TornTail};
 use super::scan::{Found, SegmentScan, may_be_torn};
-use super::segment::{SegmentHeader, list_segments, segment_file_name};
+use super::segment::{
+    SegmentFile, SegmentHeader, SegmentHeaderError, list_segments, segment_file_name,
+};
 use super::{LogError, write_bytes_max};
 use crate::edge::Disk;
 
@@ -76,7 +78,7 @@ pub(crate) fn survey<D: Disk>(disk: &D, input: &RecoverInput) -> Result<Survey, 
 fn start_index<D: Disk>(
     disk: &D,
     input: &RecoverInput,
-    segments: &[(Lsn, u64)],
+    segments: &[SegmentFile],
 ) -> Result<usize, LogError> {
     let Some(checkpoint) = input.checkpoint else { return Ok(0) };
     let at_or_below = segments.partition_point(|(base, _)| first_frame(*base) <= checkpoint.lsn);
@@ -97,7 +99,7 @@ fn start_index<D: Disk>(
 fn opening_is_whole<D: Disk>(
     disk: &D,
     log_id: LogId,
-    (base, bytes): (Lsn, u64),
+    (base, bytes): SegmentFile,
 ) -> Result<bool, LogError> {
     let Ok(header) = SegmentHeader::read(disk, base)? else { return Ok(false) };
     let mut scan = SegmentScan::of_file(disk, base, bytes);
@@ -136,7 +138,7 @@ fn adopt<D: Disk>(
 struct Walk<'a, D> {
     disk: &'a D,
     input: &'a RecoverInput,
-    segments: &'a [(Lsn, u64)],
+    segments: &'a [SegmentFile],
     header: SegmentHeader,
     scan: SegmentScan<'a, D>,
     verifier: StreamVerifier,
@@ -150,7 +152,7 @@ impl<'a, D: Disk> Walk<'a, D> {
     fn start(
         disk: &'a D,
         input: &'a RecoverInput,
-        segments: &'a [(Lsn, u64)],
+        segments: &'a [SegmentFile],
         index: usize,
     ) -> Result<Walk<'a, D>, LogError> {
         for pair in segments[..=index].windows(2) {
@@ -191,11 +193,11 @@ impl<'a, D: Disk> Walk<'a, D> {
                 return Err(self.scan.damage(header.lsn, error.to_string()));
             }
             self.verifier = after;
-            if let Some(end) = ended {
-                if !self.enter_next(&end)? {
-                    self.check_checkpoint()?;
-                    return self.finish(false, None);
-                }
+            if let Some(end) = ended
+                && !self.enter_next(&end)?
+            {
+                self.check_checkpoint()?;
+                return self.finish(false, None);
             }
         }
     }
@@ -229,7 +231,9 @@ impl<'a, D: Disk> Walk<'a, D> {
                 let fits = |header: &SegmentHeader| header.segment_bytes == end.next_segment_bytes;
                 match read {
                     Ok(header) if fits(&header) => Some(header),
-                    Err(error @ LogError::Io { .. }) => return Err(error),
+                    Err(error @ (LogError::Io { .. } | LogError::Newer { .. })) => {
+                        return Err(error);
+                    }
                     other => {
                         let mut scan = SegmentScan::of_file(self.disk, file.0, file.1);
                         if scan.is_written(self.verifier.seed)? {
@@ -255,7 +259,7 @@ impl<'a, D: Disk> Walk<'a, D> {
     fn judge(&mut self, error: FrameError, live: bool) -> Result<Option<TornTail>, LogError> {
         let (at, seed) = (self.verifier.next, self.verifier.seed);
         if !may_be_torn(&error, live) {
-            return Err(self.scan.damage(at, error.to_string()));
+            return Err(self.scan.refusal(at, &error));
         }
         if !self.passed {
             return Err(self.scan.damage(at, format!("{error}, below the checkpoint")));
@@ -330,14 +334,14 @@ impl<'a, D: Disk> Walk<'a, D> {
     }
 
     /// Segments to keep: all up to the last that was read, and prepared ones that continue it.
-    fn sort_out(&self) -> Result<(Vec<(Lsn, u64)>, Vec<Lsn>), LogError> {
+    fn sort_out(&self) -> Result<(Vec<SegmentFile>, Vec<Lsn>), LogError> {
         let (mut kept, mut remove) = (Vec::new(), Vec::new());
         let mut expected = self.header.end();
         for file in self.segments {
             let prepared = file.0 > self.header.base;
             let usable = || match read_header(self.disk, self.input.log_id, *file) {
-                Err(error @ LogError::Io { .. }) => Err(error),
-                other => Ok(other.is_ok()),
+                Err(LogError::Damage { .. }) => Ok(false),
+                other => other.map(|_| true),
             };
             if prepared && !(file.0 == expected && usable()?) {
                 remove.push(file.0);
@@ -457,10 +461,10 @@ impl Seen {
 
     /// Enters the epoch being read, unless it is known by now.
     fn settle(&mut self) {
-        if let Some((epoch, first)) = self.reign {
-            if epoch.counter > self.history.epoch().counter {
-                self.history.push(epoch, first);
-            }
+        if let Some((epoch, first)) = self.reign
+            && epoch.counter > self.history.epoch().counter
+        {
+            self.history.push(epoch, first);
         }
     }
 }
@@ -477,7 +481,7 @@ fn body_max(header: &SegmentHeader) -> usize {
 fn read_header<D: Disk>(
     disk: &D,
     log_id: LogId,
-    (base, bytes): (Lsn, u64),
+    (base, bytes): SegmentFile,
 ) -> Result<SegmentHeader, LogError> {
     let what = match SegmentHeader::read(disk, base)? {
         Ok(header) if header.log_id != log_id => format!("belongs to the log {}", header.log_id),
@@ -485,6 +489,10 @@ fn read_header<D: Disk>(
             format!("the file has {bytes} bytes, its header says {}", header.segment_bytes)
         }
         Ok(header) => return Ok(header),
+        Err(error @ SegmentHeaderError::Newer(_)) => {
+            let segment = disk.path(&segment_file_name(base));
+            return Err(LogError::Newer { segment, lsn: base, what: error.to_string() });
+        }
         Err(error) => error.to_string(),
     };
     let segment = disk.path(&segment_file_name(base));

@@ -10,6 +10,8 @@
 //! Files are anonymous memory files of the system, so that maps of them see later writes exactly
 //! as maps of real files do.
 
+mod writer;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -18,6 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::MemfdFlags;
 
+pub use self::writer::{
+    TEST_LOG, TINY_BODY_BYTES, TINY_SEGMENT_BYTES, TestLog, next_random, test_epoch,
+};
 use crate::edge::disk::map_file;
 use crate::edge::{Disk, Map};
 

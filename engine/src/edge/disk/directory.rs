@@ -46,7 +46,8 @@ pub enum DirectoryError {
     },
     /// No right to write there.
     #[error(
-        "data directory {path} cannot be written: {source} (it must belong to the user that runs rowship, on a file system that is not read-only)"
+        "data directory {path} cannot be written: {source} (it must belong to the user that runs \
+         rowship, on a file system that is not read-only)"
     )]
     NotWritable {
         /// The directory.

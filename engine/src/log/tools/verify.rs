@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::edge::Disk;
 use crate::log::scan::{Found, SegmentScan, may_be_torn};
-use crate::log::segment::{SegmentHeader, list_segments, segment_file_name};
+use crate::log::segment::{SegmentFile, SegmentHeader, list_segments, segment_file_name};
 use crate::log::survey::body_of;
 use crate::log::{LogError, write_bytes_max};
 
@@ -109,7 +109,7 @@ enum Ended {
 
 impl<D: Disk> Run<'_, D> {
     /// Any readable header page: it names the log, and the limits for pages that are not.
-    fn log_header(&mut self, segments: &[(Lsn, u64)]) -> Result<Option<SegmentHeader>, LogError> {
+    fn log_header(&mut self, segments: &[SegmentFile]) -> Result<Option<SegmentHeader>, LogError> {
         for (base, _) in segments {
             if let Ok(header) = SegmentHeader::read(self.disk, *base)? {
                 return Ok(Some(header));
@@ -121,7 +121,7 @@ impl<D: Disk> Run<'_, D> {
 
     fn segments(
         &mut self,
-        mut segments: Vec<(Lsn, u64)>,
+        mut segments: Vec<SegmentFile>,
         log: &SegmentHeader,
     ) -> Result<(), LogError> {
         let seed = log.log_id.seed();
@@ -135,14 +135,19 @@ impl<D: Disk> Run<'_, D> {
             segments = list_segments(self.disk)?;
             self.report.segments = segments.len() as u64;
             index = segments.partition_point(|(other, _)| *other <= base);
+            let next = segments.get(index).map(|(next, _)| *next);
+            if let Ended::Rolled(end) = &ended
+                && next == Some(end.next_base)
+            {
+                continue;
+            }
             let written = self.first_written(&segments[index..], seed)?;
             if let (Ended::Tail, Some(_)) = (&ended, written) {
                 // Read while it was written? What is behind proves that it is complete now.
                 scan.reread();
                 ended = self.segment(&mut scan, &header)?;
             }
-            let Some(written) = written else { break };
-            let next = segments[index].0;
+            let (Some(written), Some(next)) = (written, next) else { break };
             let what = match ended {
                 Ended::Rolled(end) if end.next_base == next => continue,
                 Ended::Rolled(end) => {
@@ -164,7 +169,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// The first of these segments that has frames.
-    fn first_written(&self, segments: &[(Lsn, u64)], seed: u64) -> Result<Option<Lsn>, LogError> {
+    fn first_written(&self, segments: &[SegmentFile], seed: u64) -> Result<Option<Lsn>, LogError> {
         for (base, bytes) in segments {
             if SegmentScan::of_file(self.disk, *base, *bytes).is_written(seed)? {
                 return Ok(Some(*base));
