@@ -58,6 +58,7 @@ impl From<LogError> for Failure {
             LogError::NoSegments { .. }
             | LogError::Exists { .. }
             | LogError::NotReplica
+            | LogError::Newer { .. }
             | LogError::NoState { .. }
             | LogError::State(StateError::Newer { .. }) => Exit::DataDirectory,
             LogError::NotHeld { .. } => Exit::Internal,

@@ -23,8 +23,8 @@
 
 pub mod cut;
 pub mod layout;
-pub mod pool;
 pub mod node_state;
+pub mod pool;
 pub mod prepare;
 pub mod reader;
 pub mod recover;

@@ -182,9 +182,9 @@ impl Appender {
             policy: Some((AckPolicyChanged { from, to: Lsn::ZERO, reason: 0 }, policy)),
         };
         let frames = self.layout.opening_frames(&opening, &self.seal(moment))?;
-        let runs = frames.into_iter().map(|(header, bytes)| {
-            self.advance(&header, header.end(), bytes.into())
-        });
+        let runs = frames
+            .into_iter()
+            .map(|(header, bytes)| self.advance(&header, header.end(), bytes.into()));
         Ok(runs.collect())
     }
 
@@ -204,9 +204,9 @@ impl Appender {
             policy: Some((AckPolicyChanged { from: self.next, to: Lsn::ZERO, reason: 0 }, policy)),
         };
         let frames = self.layout.repeat_frames(self.next, &opening, &self.seal(moment));
-        let runs = frames.into_iter().map(|(header, bytes)| {
-            self.advance(&header, header.end(), bytes.into())
-        });
+        let runs = frames
+            .into_iter()
+            .map(|(header, bytes)| self.advance(&header, header.end(), bytes.into()));
         runs.collect()
     }
 
@@ -266,9 +266,10 @@ impl<E: Edge> Node<E> {
         }
         // A transaction may need a frame of definitions and a frame of rows behind the open one.
         // Where these might not fit, the next segment must be ready.
-        let open_end = appender.open.as_ref().map_or(appender.next, |open| {
-            open.lsn().plus(appender.frame_max())
-        });
+        let open_end = appender
+            .open
+            .as_ref()
+            .map_or(appender.next, |open| open.lsn().plus(appender.frame_max()));
         let may_roll = !appender.layout.fits(open_end, 2 * appender.frame_max());
         let next_base = appender.layout.header.end();
         if may_roll && !self.segments.is_ready(next_base) {

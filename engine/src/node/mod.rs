@@ -110,6 +110,7 @@ impl NodeError {
             LogError::State(StateError::Newer { .. } | StateError::Broken { .. })
             | LogError::State(StateError::Malformed { .. })
             | LogError::NotReplica
+            | LogError::Newer { .. }
             | LogError::NoState { .. } => NodeError::directory(error),
             LogError::State(StateError::Io { .. }) => NodeError::disk(error),
             LogError::CutBelowApplied { .. } => NodeError::new(8, error),

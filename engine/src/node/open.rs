@@ -105,11 +105,7 @@ fn new_state<E: Edge>(edge: &E, role: StoredRole, settings: &Settings) -> NodeSt
     NodeState::new(role, node_id, incarnation, settings.node.name.as_str())
 }
 
-fn check_role(
-    state: &NodeState,
-    wanted: StoredRole,
-    settings: &Settings,
-) -> Result<(), NodeError> {
+fn check_role(state: &NodeState, wanted: StoredRole, settings: &Settings) -> Result<(), NodeError> {
     let directory = settings.node.data_dir.display();
     match (state.role, wanted) {
         (StoredRole::Replica, StoredRole::Primary) => Err(NodeError::directory(&format!(

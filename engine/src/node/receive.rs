@@ -15,7 +15,7 @@ use rowship_proto::message::{
     Hello, Message, MessageError, PROTOCOL_VERSIONS, Ready, Refuse, RefuseCode, Welcome,
 };
 use rowship_proto::replica::{Holdings, Progress};
-use rowship_proto::verify::StreamVerifier;
+use rowship_proto::verify::{StreamVerifier, check_padding};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn, Position};
 
 use super::NodeError;
@@ -322,11 +322,7 @@ async fn prepare<E: Edge>(
     Ok(StreamVerifier { seed: welcome.log_id.seed(), body_max, next: resume, chain, epoch })
 }
 
-async fn refuse<E: Edge>(
-    node: &Node<E>,
-    link: &ReplicaLink<E::Stream>,
-    refused: Refuse,
-) -> Ended {
+async fn refuse<E: Edge>(node: &Node<E>, link: &ReplicaLink<E::Stream>, refused: Refuse) -> Ended {
     count(&node.counters.peers_refused, 1);
     let text = refused.text.clone();
     // The primary should know, but if it is gone the refusal stands all the same.
@@ -336,8 +332,7 @@ async fn refuse<E: Edge>(
 
 /// Makes a segment ready, waiting while the disk is full.
 async fn ensure<E: Edge>(node: &Node<E>, header: SegmentHeader) -> Result<(), Ended> {
-    let ensured =
-        node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
+    let ensured = node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
     match ensured {
         Ok(()) => {
             *node.segments.failure.borrow_mut() = None;
@@ -418,6 +413,7 @@ async fn stream<E: Edge>(
                     let body = &rest[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                     let begins_epoch = verifier.begins_epoch(&header);
                     let from = verifier.next;
+                    check_padding(&header, &rest[..len]).map_err(|e| bad_peer(node, &e))?;
                     verifier.accept(&header, body).map_err(|error| bad_peer(node, &error))?;
                     let control = Control::of(&header, body, begins_epoch, from)
                         .map_err(|error| bad_peer(node, &error))?;
@@ -458,11 +454,7 @@ fn parse(verifier: &StreamVerifier, bytes: &[u8]) -> Result<Parsed, String> {
     Ok(Parsed::Frame(header, len))
 }
 
-fn notice<E: Edge>(
-    node: &Node<E>,
-    replica: &ReplicaRole,
-    message: Message,
-) -> Result<(), Ended> {
+fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> Result<(), Ended> {
     let Message::Notice(notice) = message else {
         return match message {
             Message::Refuse(refused) => Err(Ended::Refused(refused.text)),

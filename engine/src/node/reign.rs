@@ -54,9 +54,8 @@ pub fn role<E: Edge>(
     let wake = returned.clone();
     let buffer_bytes = rowship_proto::frame::frame_bytes(body_max);
     let pool = FramePool::new(settings.node.frame_buffers, buffer_bytes, move || wake.notify_one());
-    let pool = pool.map_err(|error| {
-        NodeError::internal(&format!("cannot allocate frame buffers: {error}"))
-    })?;
+    let pool = pool
+        .map_err(|error| NodeError::internal(&format!("cannot allocate frame buffers: {error}")))?;
     let place = (log.end, log.chain);
     let appender = Appender::new(pool, Layout { header }, place, epoch, segment_bytes);
     let reign = Reign {
@@ -158,8 +157,7 @@ impl<E: Edge> Node<E> {
             while offset < run.len() {
                 let lsn = at.plus(offset as u64);
                 let damaged = |error| NodeError::damage(&format!("frame at LSN {lsn}: {error}"));
-                let header =
-                    FrameHeader::parse(&run[offset..], seed, body_max).map_err(damaged)?;
+                let header = FrameHeader::parse(&run[offset..], seed, body_max).map_err(damaged)?;
                 let body = &run[offset + FRAME_HEADER_BYTES..][..header.stored_len as usize];
                 header.check_body(body).map_err(damaged)?;
                 if header.kind() == Some(FrameKind::Rows) {

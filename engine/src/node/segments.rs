@@ -48,11 +48,18 @@ impl<E: Edge> Segments<E> {
     ///
     /// # Errors
     /// [`LogError::Io`].
-    pub fn open_file(&self, edge: &E, disk: &E::Disk, header: &SegmentHeader) -> Result<(), LogError> {
+    pub fn open_file(
+        &self,
+        edge: &E,
+        disk: &E::Disk,
+        header: &SegmentHeader,
+    ) -> Result<(), LogError> {
         let name = header.file_name();
-        let file = edge
-            .open_durable(disk, &name)
-            .map_err(|source| LogError::Io { doing: "open", file: disk.path(&name), source })?;
+        let file = edge.open_durable(disk, &name).map_err(|source| LogError::Io {
+            doing: "open",
+            file: disk.path(&name),
+            source,
+        })?;
         let open = OpenSegment { file, bytes: header.segment_bytes };
         self.files.borrow_mut().insert(header.base, open);
         Ok(())

@@ -129,8 +129,7 @@ async fn welcome<E: Edge>(
 ) -> Result<(), Refuse> {
     let oldest = node.segments.maps.borrow().oldest().unwrap_or_default();
     let (now, peer) = (node.edge.now(), link.stream.peer());
-    let accepted =
-        primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
+    let accepted = primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
     if let Some(old) = accepted.replaces {
         tracing::info!(peer, name = %hello.name, "replaces its own half-open link");
         let old = primary.links.borrow_mut().remove(&old);
@@ -253,8 +252,7 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
     let closing = node.is_closing();
     let appended = node.appended.get();
     if shipped < appended && shipped.since(acked) < node.settings.node.send_window_bytes {
-        let runs =
-            node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
+        let runs = node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
     if machine.committed() > told.committed {

@@ -152,7 +152,9 @@ fn build<E: Edge>(
         }
         StoredRole::Primary => {
             let log = recovered.as_ref().expect("a primary has a log");
-            Role::Primary(Box::new(super::reign::role(&edge, &settings, &mut state, log, committed, published)?))
+            Role::Primary(Box::new(super::reign::role(
+                &edge, &settings, &mut state, log, committed, published,
+            )?))
         }
     };
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
@@ -388,9 +390,8 @@ impl<E: Edge> Node<E> {
         if goal > self.visible.get() {
             tracing::info!(from = %self.visible.get(), to = %goal, "applying the log to the table");
         }
-        let signals = self.changed.until(|| {
-            (self.visible.get() >= goal || self.is_stopping()).then_some(())
-        });
+        let signals =
+            self.changed.until(|| (self.visible.get() >= goal || self.is_stopping()).then_some(()));
         signals.await;
         let took_ms = (self.edge.now() - started) / 1_000_000;
         if took_ms > 0 {

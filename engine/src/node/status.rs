@@ -197,7 +197,9 @@ fn counters_json<E: Edge>(node: &Node<E>) -> Value {
 pub async fn info<E: Edge>(node: &Rc<Node<E>>, sections: &[String]) -> String {
     let value = json(node).await;
     let all = sections.is_empty()
-        || sections.iter().any(|section| matches!(section.as_str(), "all" | "everything" | "default"));
+        || sections
+            .iter()
+            .any(|section| matches!(section.as_str(), "all" | "everything" | "default"));
     let mut text = String::new();
     let mut section = |name: &str, lines: Vec<(String, String)>| {
         if all || sections.iter().any(|wanted| wanted == &name.to_ascii_lowercase()) {
@@ -310,7 +312,8 @@ pub fn role<E: Edge>(node: &Node<E>) -> Reply {
             let replicas = machine.replicas().values();
             let live = replicas.filter(|replica| replica.state == LinkState::Streaming);
             let rows = live.map(|replica| {
-                let (ip, port) = replica.address.rsplit_once(':').unwrap_or((&replica.address, "0"));
+                let (ip, port) =
+                    replica.address.rsplit_once(':').unwrap_or((&replica.address, "0"));
                 let acked = replica.acked.received.0.to_string();
                 Reply::Array(vec![Reply::text(ip), Reply::text(port), Reply::text(acked)])
             });
@@ -366,9 +369,7 @@ pub fn config_get<E: Edge>(node: &Node<E>, patterns: &[Bytes]) -> Reply {
         ("frame_buffers", own.frame_buffers.to_string()),
     ];
     let wanted = |name: &str| {
-        patterns.iter().any(|pattern| {
-            glob_matches(&pattern.to_ascii_lowercase(), name.as_bytes())
-        })
+        patterns.iter().any(|pattern| glob_matches(&pattern.to_ascii_lowercase(), name.as_bytes()))
     };
     let found = settings.into_iter().filter(|(name, _)| wanted(name));
     Reply::Map(found.map(|(name, value)| (Reply::text(name), Reply::text(value))).collect())

@@ -152,7 +152,10 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
 }
 
 /// Follows what lanes publish: `visible` on this thread, pending images, whoever waits.
-pub async fn follow_lanes<E: Edge>(node: Rc<Node<E>>, published: std::sync::Arc<tokio::sync::Notify>) {
+pub async fn follow_lanes<E: Edge>(
+    node: Rc<Node<E>>,
+    published: std::sync::Arc<tokio::sync::Notify>,
+) {
     loop {
         published.notified().await;
         if let Some(failure) = node.applied.failure() {
