@@ -49,7 +49,8 @@ pub struct LoadArgs {
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', required = true)]
     key: Vec<String>,
     /// What stands between the values of the key columns
-    #[arg(long, default_value = ":", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, default_value = ":")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     separator: String,
     /// At a bad line: stop there, or skip it and go on
     #[arg(long, value_enum, default_value_t = OnError::Stop)]

@@ -115,10 +115,22 @@ fn render_log(status: &Value, text: &mut String) {
     head.push("segments".to_owned());
     line.push(format!("{} x {}", count(&log["segments"]), bytes(&log["segment_bytes"])));
     text.push_str(&align(&[head, line], 0));
+    alarm("LOG CANNOT GROW", &log["full"], text);
+}
+
+/// A line in capitals when there is something to say.
+fn alarm(what: &str, value: &Value, text: &mut String) {
+    if value.as_str().is_some_and(|reason| !reason.is_empty()) {
+        text.push_str(&format!("{what}: {}\n", word(value)));
+    }
 }
 
 fn render_ack(status: &Value, text: &mut String) {
     let ack = &status["ack"];
+    if ack["policy"].is_null() {
+        // A replica: its primary decides.
+        return;
+    }
     text.push_str(&format!(
         "\nack {}; on missing {}; uncommitted {}; {} writes refused, {} indeterminate\n",
         word(&ack["policy"]),
@@ -188,13 +200,15 @@ fn render_upstream(upstream: &Value, text: &mut String) {
 fn render_rest(status: &Value, text: &mut String) {
     let table = &status["table"];
     text.push_str(&format!(
-        "\ntable {}, {} rows, on disk to {}; {} clients; {} of memory\n",
-        word(&table["kind"]),
+        "\ntable {} rows, {} on disk (to LSN {}), {} in memtables; {} clients; {} of memory\n",
         count(&table["rows"]),
+        bytes(&table["disk_bytes"]),
         count(&table["durable_lsn"]),
+        bytes(&table["memtable_bytes"]),
         count(&status["clients"]["connected"]),
         bytes(&status["memory"]["resident_bytes"]),
     ));
+    alarm("TABLE PAUSED", &table["paused"], text);
     let counters = status["counters"].as_object().into_iter().flatten();
     // Only what has happened: most counters count faults, and stay zero.
     let counters = counters.filter(|(_, value)| number(value).is_some_and(|value| value > 0));
@@ -276,7 +290,8 @@ mod tests {
                 "stages": {"received": {"count": 10, "p50_us": 120, "p99_us": 12_345,
                     "p999_us": 20_000, "max_us": 20_000_000}}}],
             "upstream": null,
-            "table": {"kind": "lsm", "rows": 3322, "durable_lsn": 4096},
+            "table": {"rows": 3322, "durable_lsn": 4096, "disk_bytes": 2048, "memtable_bytes": 10,
+                "paused": "no space"},
             "clients": {"connected": 2}, "memory": {"resident_bytes": 10_485_760},
             "counters": {"bad_frames": 0, "reconnects": 3},
             "events": ["start\u{1b}[2J"]
@@ -295,12 +310,17 @@ mod tests {
             "WAITS FOR any 1 more replica(s)",
             "b        streaming  127.0.0.1:9  0 ms    1.5 KiB",
             "b             received      10  120 us  12.3 ms  20.0 ms  20.0 s",
-            "table lsm, 3,322 rows, on disk to 4,096; 2 clients; 10.0 MiB of memory",
+            "table 3,322 rows, 2.0 KiB on disk (to LSN 4,096), 10 B in memtables; 2 clients; \
+             10.0 MiB of memory\nTABLE PAUSED: no space",
             "counters: reconnects 3",
         ] {
             assert!(text.contains(expected), "no '{expected}' in\n{text}");
         }
-        assert!(!text.contains("upstream") && !text.contains("bad_frames"));
+        assert!(
+            !text.contains("LOG CANNOT")
+                && !text.contains("upstream")
+                && !text.contains("bad_frames")
+        );
         assert!(!text.contains('\u{1b}'));
     }
 
@@ -308,7 +328,7 @@ mod tests {
     fn missing_fields_are_shown_as_missing() {
         for status in [json!({}), json!(null), json!({"replicas": [{}], "node": 3, "log": []})] {
             let text = render(&status);
-            assert!(text.contains("ack -") && text.contains("log -"), "{text}");
+            assert!(text.contains("table - rows") && text.contains("log -"), "{text}");
         }
     }
 

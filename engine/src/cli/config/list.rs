@@ -299,6 +299,15 @@ pub static KEYS: &[Key] = &[
         "one fills while another is written"
     ),
     number!(
+        node.disk_reserve_bytes as u64,
+        Bytes,
+        16 * MIB,
+        MIB,
+        1024 * GIB,
+        "Free space that the log never takes: writes are refused before it is touched",
+        "flushes of the table need it, or reads and applies would be hurt too"
+    ),
+    number!(
         node.spare_segments as usize,
         Count,
         0,
