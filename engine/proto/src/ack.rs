@@ -329,7 +329,6 @@ fn grammar(text: &str) -> InvalidPolicy {
 }
 
 /// Splits `text` into lower-case words and the list in parentheses at its end.
-#[expect(clippy::type_complexity, reason = "words and names, used once")]
 fn split_names(text: &str) -> Result<(Vec<String>, Option<Vec<NodeName>>), InvalidPolicy> {
     let (head, list) = match text.split_once('(') {
         None => (text, None),

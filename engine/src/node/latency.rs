@@ -56,23 +56,25 @@ impl Stamps {
 
 /// Histograms of one replica: nanoseconds from sealing to each stage.
 pub struct Stages {
+    /// Frames sealed before this replica was first seen do not count: it could not have had them.
+    since: Nanos,
     stages: [(&'static str, Histogram<u64>); 5],
 }
 
 /// Longest latency that is told apart, in nanoseconds: one hour. Longer ones count as this.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 
-impl Default for Stages {
-    fn default() -> Stages {
+impl Stages {
+    /// Of a replica that is seen for the first time.
+    #[must_use]
+    pub fn new(since: Nanos) -> Stages {
         let histogram = || {
             Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 2).expect("constant, valid bounds")
         };
         let names = ["sent", "received", "durable", "applied", "visible"];
-        Stages { stages: names.map(|name| (name, histogram())) }
+        Stages { since, stages: names.map(|name| (name, histogram())) }
     }
-}
 
-impl Stages {
     /// Frames in `(from, to]` were handed to the link at `now`.
     pub fn sent(&mut self, stamps: &Stamps, from: Lsn, to: Lsn, now: Nanos) {
         self.record(0, stamps, from, to, now);
@@ -93,7 +95,8 @@ impl Stages {
 
     fn record(&mut self, stage: usize, stamps: &Stamps, from: Lsn, to: Lsn, at: Nanos) {
         let histogram = &mut self.stages[stage].1;
-        for sealed in stamps.between(from, to) {
+        let since = self.since;
+        for sealed in stamps.between(from, to).filter(|sealed| *sealed >= since) {
             histogram.saturating_record(at.saturating_sub(sealed).max(1));
         }
     }
@@ -126,7 +129,7 @@ mod tests {
         let mut stamps = Stamps::default();
         stamps.sealed(Lsn(100), 1_000_000);
         stamps.sealed(Lsn(200), 2_000_000);
-        let mut stages = Stages::default();
+        let mut stages = Stages::new(0);
         let ack = Ack { received: Lsn(200), received_age_ns: 1_000_000, ..Ack::default() };
         stages.acked(&stamps, &Ack::default(), &ack, 5_000_000);
         let received = &stages.to_json()["received"];

@@ -13,6 +13,7 @@ use rowship_proto::message::{Hello, Message, Notice, Refuse, RefuseCode, Welcome
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
+use super::latency::Stages;
 use super::state::{Link, Node, PrimaryRole, count};
 use super::tip::Run;
 use crate::edge::{Edge, Listener, Stream, offload};
@@ -174,7 +175,7 @@ async fn welcome<E: Edge>(
         }
     };
     primary.links.borrow_mut().insert(link.id, link.clone());
-    primary.stages.borrow_mut().entry(hello.name.to_string()).or_default();
+    primary.stages.borrow_mut().entry(hello.name.to_string()).or_insert_with(|| Stages::new(now));
     tokio::task::spawn_local(send(node.clone(), link.clone(), hello.name.to_string()));
     let bytes = Message::Welcome(answer).encode();
     link.stream.write_all(bytes.into()).await.map_err(protocol)

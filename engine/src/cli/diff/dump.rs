@@ -76,7 +76,7 @@ impl<'a> Dump<'a> {
         if self.position.get_or_insert_with(|| position.clone()) != &position {
             return Err(DumpError::Moved);
         }
-        if next == cursor || rows.len() % 2 != 0 {
+        if (next == cursor && next != "0") || rows.len() % 2 != 0 {
             return Err(unexpected(self.node));
         }
         let mut rows = rows.into_iter();

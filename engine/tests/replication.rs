@@ -1,0 +1,74 @@
+//! A primary and its replicas as real processes: rows arrive, positions and tokens keep their word.
+
+mod support;
+
+use rowship::cli::reply::Reply;
+use support::{Node, assert_identical};
+
+fn text(reply: Reply) -> String {
+    reply.text().unwrap_or_else(|| panic!("not text: {reply:?}"))
+}
+
+#[test]
+fn rows_arrive_on_replicas_and_survive_restarts_of_all() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &[]);
+    primary.start();
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, &[]);
+    replica.start();
+    let mut client = primary.client();
+    for row in 0..2000 {
+        client.queue(&["HSET", &format!("planes:{}", row % 700), "n", &row.to_string()]);
+        if row % 100 == 99 {
+            client.flush().unwrap();
+            for _ in 0..100 {
+                assert!(client.receive().unwrap().error().is_none());
+            }
+        }
+    }
+    replica.catch_up_with(&primary);
+    assert_eq!(text(replica.call(&["HGET", "planes:0", "n"])), "1400");
+    assert_identical(&primary, &replica);
+    assert!(replica.call(&["SET", "a", "b"]).error().unwrap().starts_with("READONLY"));
+    primary.stop();
+    replica.stop();
+    primary.start();
+    replica.follow(&primary.replication_address());
+    replica.start();
+    replica.until("streaming", |status| status["upstream"]["state"] == "streaming");
+    assert!(client.call(&["PING"]).is_err(), "the old connection is closed");
+    primary.call(&["SET", "after", "restart"]);
+    replica.catch_up_with(&primary);
+    assert_eq!(text(replica.call(&["GET", "after"])), "restart");
+    assert_identical(&primary, &replica);
+    for node in [&primary, &replica] {
+        let (code, out, err) = node.verify_log();
+        assert_eq!(code, 0, "{out}{err}");
+    }
+}
+
+#[test]
+fn a_token_is_reached_on_a_replica_and_a_later_one_is_not_yet() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &[]);
+    primary.start();
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, &[]);
+    replica.start();
+    let mut client = primary.client();
+    client.ask(&["SET", "k", "v"]).unwrap();
+    let Reply::Array(position) = client.ask(&["ROWSHIP.POSITION"]).unwrap() else { panic!() };
+    let token = text(position[0].clone());
+    let wait = |token: &str, timeout: &str| {
+        match replica.call(&["ROWSHIP.WAITPOS", token, timeout]) {
+            Reply::Array(parts) => text(parts[0].clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(wait(&token, "30000"), "reached");
+    assert_eq!(text(replica.call(&["GET", "k"])), "v");
+    let (epoch, lsn) = token.split_once(':').unwrap();
+    let later = format!("{epoch}:{}", lsn.parse::<u64>().unwrap() + 8_000_000);
+    assert_eq!(wait(&later, "50"), "timeout");
+    let forked = token.replacen(&epoch[epoch.len() - 4..], "0000", 1);
+    assert_eq!(wait(&forked, "50"), "lost");
+}

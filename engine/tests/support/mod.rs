@@ -1,0 +1,247 @@
+//! Real nodes for tests: the real binary, in directories and on ports of their own.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rowship::cli::client::Client;
+use rowship::cli::reply::Reply;
+use serde_json::Value;
+
+/// Long enough for a slow machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_rowship")
+}
+
+/// A node: a directory that outlives its processes, and the process that runs now, if any.
+pub struct Node {
+    pub name: String,
+    pub directory: PathBuf,
+    pub flags: Vec<String>,
+    child: Option<Child>,
+}
+
+/// Runs `rowship` to its end: exit code, standard output, standard error.
+pub fn rowship(arguments: &[&str]) -> (i32, String, String) {
+    let output = Command::new(binary()).args(arguments).output().expect("the binary runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+impl Node {
+    /// A primary in `directory`/`name`, not started. `flags` come after the usual ones (tiny
+    /// segments, ports chosen by the system) and win over them.
+    pub fn primary(directory: &Path, name: &str, flags: &[&str]) -> Node {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Node { name: name.to_owned(), directory: directory.join(name), flags, child: None }
+    }
+
+    /// A replica of `primary`, which must be running.
+    pub fn replica(directory: &Path, name: &str, primary: &Node, flags: &[&str]) -> Node {
+        let mut node = Node::primary(directory, name, flags);
+        node.follow(&primary.replication_address());
+        node
+    }
+
+    /// Points a replica at another address before its next start.
+    pub fn follow(&mut self, address: &str) {
+        let flag = "--replica-of";
+        if let Some(at) = self.flags.iter().position(|known| known == flag) {
+            self.flags[at + 1] = address.to_owned();
+        } else {
+            self.flags.extend([flag.to_owned(), address.to_owned()]);
+        }
+    }
+
+    /// Starts the process and waits until it listens.
+    pub fn start(&mut self) -> &mut Node {
+        self.spawn();
+        let until = Instant::now() + PATIENCE;
+        while !self.addresses_path().exists() {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("{} ended with {status} while starting:\n{}", self.name, self.log());
+            }
+            assert!(Instant::now() < until, "{} does not listen:\n{}", self.name, self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self
+    }
+
+    /// Starts the process without waiting.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        std::fs::create_dir_all(self.directory.parent().unwrap()).unwrap();
+        // A stale file would name ports of the process before.
+        let _ = std::fs::remove_file(self.addresses_path());
+        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let child = Command::new(binary())
+            .args(["serve", "--preset", "tiny", "--name", &self.name])
+            .args(["--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"])
+            .arg("--data-dir")
+            .arg(&self.directory)
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        self.child = Some(child);
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        let mut child = self.child.take().expect("it runs");
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > until {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{} does not end:\n{}", self.name, self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM; panics unless the node ends with code 0.
+    pub fn stop(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.wait_for_end();
+        assert!(status.success(), "{} stopped with {status}:\n{}", self.name, self.log());
+    }
+
+    /// Sends a signal (STOP and CONT freeze and thaw a node).
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> String {
+        self.addresses()["listen"].as_str().unwrap().to_owned()
+    }
+
+    /// Where replicas connect.
+    pub fn replication_address(&self) -> String {
+        self.addresses()["replication_listen"].as_str().unwrap().to_owned()
+    }
+
+    /// Standard error of all processes so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A new client.
+    pub fn client(&self) -> Client {
+        let mut client = Client::connect(&self.address()).unwrap();
+        client.set_reply_timeout(PATIENCE).unwrap();
+        client
+    }
+
+    /// One command on a connection of its own.
+    pub fn call(&self, arguments: &[&str]) -> Reply {
+        self.client().call(arguments).unwrap()
+    }
+
+    /// ROWSHIP.STATUS.
+    pub fn status(&self) -> Value {
+        self.client().status().unwrap()
+    }
+
+    /// Waits until `look` is content with the status.
+    pub fn until(&self, what: &str, mut look: impl FnMut(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        let mut client = self.client();
+        loop {
+            let status = client.status().unwrap();
+            if look(&status) {
+                return status;
+            }
+            assert!(
+                Instant::now() < until,
+                "{}: not {what} after {PATIENCE:?}: {status:#}\n{}",
+                self.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until this node shows everything that `primary` has appended by now.
+    pub fn catch_up_with(&self, primary: &Node) {
+        let goal = primary.status()["log"]["appended"].as_u64().unwrap();
+        self.until("caught up", |status| status["log"]["visible"].as_u64().unwrap() >= goal);
+    }
+
+    /// `rowship log verify` on this node's directory.
+    pub fn verify_log(&self) -> (i32, String, String) {
+        rowship(&["log", "verify", self.directory.to_str().unwrap()])
+    }
+
+    fn addresses_path(&self) -> PathBuf {
+        self.directory.join("addresses.json")
+    }
+
+    fn addresses(&self) -> Value {
+        let text = std::fs::read_to_string(self.addresses_path()).expect("the node listens");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.with_extension("stderr")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Panics unless both nodes hold the same rows at the same position.
+pub fn assert_identical(a: &Node, b: &Node) {
+    let (code, out, err) = rowship(&["diff", &a.address(), &b.address()]);
+    assert_eq!(code, 0, "{} and {} differ:\n{out}{err}", a.name, b.name);
+}
+
+/// A small deterministic random number generator (xorshift64*): tests name their seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
