@@ -158,8 +158,8 @@ fn build<E: Edge>(
         }
     };
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
-    let (reader, preparation, maintenance) =
-        (jobs("reader")?, jobs("preparation")?, jobs("maintenance")?);
+    let (reader, preparation) = (jobs("reader")?, jobs("preparation")?);
+    let (maintenance, compaction) = (jobs("flush")?, jobs("compaction")?);
     let segments = Segments::new(maps, settings.node.spare_segments);
     if let Some(active) = recovered.as_ref().and_then(|log| log.active) {
         segments.open_file(&edge, &disk, &active).map_err(|error| NodeError::log(&error))?;
@@ -185,10 +185,12 @@ fn build<E: Edge>(
         changed: Signal::default(),
         replies: Signal::default(),
         room: Signal::default(),
+        compact: Notify::new(),
         state: tokio::sync::Mutex::new(state),
         reader,
         preparation,
         maintenance,
+        compaction,
         stopping: RefCell::new(None),
         closing: Cell::new(false),
         events: RefCell::new(VecDeque::new()),
@@ -233,6 +235,7 @@ fn spawn_agents<E: Edge>(
     spawn_local(upkeep::prepare_segments(node.clone()));
     spawn_local(upkeep::checkpoint(node.clone()));
     spawn_local(upkeep::maintain(node.clone()));
+    spawn_local(upkeep::compact(node.clone()));
     if node.primary().is_some() {
         spawn_local(upkeep::silence(node.clone()));
     }

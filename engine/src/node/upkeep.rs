@@ -95,7 +95,7 @@ const MAINTENANCE_PERIOD: Duration = Duration::from_millis(20);
 /// Pause after a flush that failed.
 const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
 
-/// Flushes and compacts, on the maintenance worker, and keeps the durable position.
+/// Flushes, on the maintenance worker, and keeps the durable position.
 pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
     while pause(&node, MAINTENANCE_PERIOD).await {
         if node.table.status().sealed_memtables == 0 && node.table.ready() {
@@ -129,24 +129,32 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     node.record_table(mark).await?;
     // The feed may have waited for room in the memtables.
     node.changed.notify();
+    node.compact.notify_one();
+    Ok(())
+}
+
+/// Compacts after flushes, step by step, on a worker of its own.
+pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
     loop {
-        let table = node.table.clone();
-        let compacted = offload(&node.maintenance, move || table.compact()).await;
-        match compacted.map_err(|error| NodeError::internal(&error))? {
-            Ok(true) if !node.is_stopping() => {
-                let status = node.table.status();
-                // A full set of memtables is more urgent than the next step of compaction.
-                if !node.table.ready() || status.sealed_memtables > 0 {
-                    return Ok(());
+        let stopping = node.changed.until(|| node.is_stopping().then_some(()));
+        tokio::select! {
+            biased;
+            () = stopping => return,
+            () = node.compact.notified() => {}
+        }
+        while !node.is_stopping() {
+            let table = node.table.clone();
+            let compacted = offload(&node.compaction, move || table.compact()).await;
+            match compacted {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => break,
+                Ok(Err(error @ TableError::NoSpace { .. })) => {
+                    node.table_paused.replace(Some(error.to_string()));
+                    tokio::time::sleep(MAINTENANCE_PAUSE).await;
                 }
+                Ok(Err(error)) => return node.stop(Stop::Failed(NodeError::disk(&error))),
+                Err(error) => return node.stop(Stop::Failed(NodeError::internal(&error))),
             }
-            Ok(_) => return Ok(()),
-            Err(error @ TableError::NoSpace { .. }) => {
-                node.table_paused.replace(Some(error.to_string()));
-                tokio::time::sleep(MAINTENANCE_PAUSE).await;
-                return Ok(());
-            }
-            Err(error) => return Err(NodeError::disk(&error)),
         }
     }
 }
