@@ -6,12 +6,14 @@ use rowship_sync::sync::Arc;
 use rowship_sync::sync::atomic::{AtomicU64, Ordering};
 use rowship_sync::{Countdown, Watermark};
 
+use crate::row::Row;
+
 const LANES: usize = 2;
 const WINDOWS: usize = 2;
 
 struct Model {
-    /// `rows[window][lane]`, stored relaxed: only the countdown and the watermark order them.
-    rows: [[AtomicU64; LANES]; WINDOWS],
+    /// `rows[window][lane]`: only the countdown and the watermark order them.
+    rows: [[Row; LANES]; WINDOWS],
     windows: [Countdown; WINDOWS],
     visible: Watermark,
     sum: AtomicU64,
@@ -20,7 +22,7 @@ struct Model {
 impl Model {
     fn new() -> Model {
         Model {
-            rows: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            rows: std::array::from_fn(|_| std::array::from_fn(|_| Row::new())),
             windows: std::array::from_fn(|_| Countdown::new(LANES)),
             visible: Watermark::new(0),
             sum: AtomicU64::new(0),
@@ -32,7 +34,7 @@ impl Model {
     /// another.
     fn lane(&self, lane: usize) {
         for (at, window) in self.windows.iter().enumerate() {
-            self.rows[at][lane].store(1, Ordering::Relaxed);
+            self.rows[at][lane].write();
             if let Some(sum) = window.arrive(lane as i64 + 1) {
                 let before = self.sum.load(Ordering::Relaxed);
                 self.sum.store(before + sum as u64, Ordering::Relaxed);
@@ -57,7 +59,7 @@ fn published_windows_are_whole_and_in_order() {
         let visible = model.visible.get() as usize;
         for window in &model.rows[..visible] {
             for row in window {
-                assert_eq!(row.load(Ordering::Relaxed), 1, "a row below visible is missing");
+                assert!(row.is_there(), "a row below visible is missing");
             }
         }
         for lane in lanes {

@@ -7,4 +7,6 @@
 #[cfg(test)]
 mod countdown;
 #[cfg(test)]
+mod row;
+#[cfg(test)]
 mod watermark;

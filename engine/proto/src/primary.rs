@@ -23,7 +23,8 @@ pub struct Reign {
     pub log_id: LogId,
     /// This epoch.
     pub epoch: Epoch,
-    /// End of this epoch's start record: `committed` moves to here or beyond, never below.
+    /// End of this epoch's start record: `committed` moves to here or beyond, never below. The
+    /// highest LSN as long as that is not written.
     pub epoch_start_end: Lsn,
     /// Replicas connected at once.
     pub replicas_max: usize,
@@ -103,7 +104,6 @@ impl Primary {
     ) -> Primary {
         assert_eq!(history.epoch(), reign.epoch);
         assert!(committed <= inherited);
-        assert!(inherited < reign.epoch_start_end);
         let (appended, durable) = (inherited, inherited);
         let replicas = BTreeMap::new();
         Primary { reign, history, policy, appended, durable, committed, replicas }
@@ -150,6 +150,12 @@ impl Primary {
     pub fn needed_from(&self) -> Lsn {
         let needs = self.replicas.values().map(|replica| replica.durable_promised);
         needs.min().unwrap_or(Lsn(u64::MAX))
+    }
+
+    /// This epoch's start record ends at `end`: from there on things can commit.
+    pub fn handle_epoch_started(&mut self, end: Lsn) {
+        assert!(end > self.appended);
+        self.reign.epoch_start_end = end;
     }
 
     /// Bytes were appended up to `end`.

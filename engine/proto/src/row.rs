@@ -215,6 +215,12 @@ pub struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
+    /// LSN just behind it: what its writer's reply waits for.
+    #[must_use]
+    pub fn end(&self) -> Lsn {
+        self.rows_lsn.plus(self.rows.len() as u64)
+    }
+
     /// The rows; each is checked as it is read.
     pub fn rows(&self) -> impl Iterator<Item = Result<Row<'a>, FrameError>> + use<'a> {
         Rows { rest: self.rows, lsn: self.rows_lsn, left: self.header.row_count }

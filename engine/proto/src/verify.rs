@@ -29,8 +29,9 @@ pub struct StreamVerifier {
 impl StreamVerifier {
     /// Checks the header of the next frame; moves nothing. `bytes` holds at least the header.
     ///
-    /// A newer epoch begins with its epoch-start frame; only where the log ended exactly at a
-    /// roll, its segment-start frame comes before that (a segment opens with nothing else).
+    /// A newer epoch begins with its epoch-start frame. Only where the log ended at a roll do other
+    /// frames of the new epoch come before that: the segment end, when the segment has no room for
+    /// the epoch start, or the segment start, when the segment end was the last frame.
     ///
     /// # Errors
     /// Whatever keeps these bytes from being the next frame.
@@ -52,8 +53,10 @@ impl StreamVerifier {
             let found = header.chain_previous;
             return Err(FrameError::Chain { found, expected: self.chain });
         }
-        let may_begin =
-            matches!(header.kind(), Some(FrameKind::EpochStart | FrameKind::SegmentStart));
+        let may_begin = matches!(
+            header.kind(),
+            Some(FrameKind::EpochStart | FrameKind::SegmentStart | FrameKind::SegmentEnd)
+        );
         let follows = match self.epoch.judge(&header.epoch) {
             EpochVerdict::Same => true,
             EpochVerdict::Newer => may_begin || self.epoch == Epoch::NONE,

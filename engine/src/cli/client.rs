@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::exit::{Exit, Failure};
 use super::reply::{InvalidReply, Reply, ReplyEnd};
@@ -152,6 +152,11 @@ impl Client {
         encode_command(arguments, &mut self.output);
     }
 
+    /// Adds commands that [`encode_command`], or something like it, has encoded.
+    pub fn queue_encoded(&mut self, commands: &[u8]) {
+        self.output.extend_from_slice(commands);
+    }
+
     /// Bytes that are queued.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
@@ -278,7 +283,7 @@ pub fn encode_command<A: AsRef<[u8]>>(arguments: &[A], output: &mut Vec<u8>) {
 
 /// Bytes as a person reads them: printable characters as they are, others escaped.
 #[must_use]
-pub fn printable(bytes: &Bytes) -> String {
+pub fn printable(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(char::is_control) => text.to_owned(),
         _ => bytes.escape_ascii().to_string(),

@@ -6,6 +6,7 @@
 
 mod ack;
 pub mod keys;
+mod list;
 pub mod print;
 #[cfg(test)]
 mod tests;
@@ -389,8 +390,7 @@ fn check(effective: &Effective, problems: &mut Vec<String>) {
         "replication_listen",
         "another address than listen".to_owned(),
     );
-    let waits_for_itself =
-        node.replica_of.is_none() && named(&cluster.ack).iter().any(|name| *name == node.name);
+    let waits_for_itself = node.replica_of.is_none() && named(&cluster.ack).contains(&node.name);
     rule(
         !waits_for_itself,
         "ack",

@@ -5,12 +5,20 @@ pub mod call;
 pub mod client;
 pub mod config;
 pub mod config_command;
+pub mod demo;
+pub mod diff;
 pub mod exit;
 #[cfg(test)]
 mod fake_server;
+pub mod interrupt;
+pub mod load;
+pub mod log_command;
 pub mod output;
+pub mod promote;
 pub mod reply;
 pub mod serve;
+pub mod status;
+pub mod table;
 
 use std::process::ExitCode;
 
@@ -29,10 +37,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See it work: a primary and two replicas, real rows, a write load, identical tables
+    Demo(demo::DemoArgs),
     /// Run a node: a primary, or with --replica-of a replica
     Serve(Box<serve::ServeArgs>),
     /// Show the effective settings and where each comes from
     Config(Box<config_command::ConfigCommandArgs>),
+    /// Load the lines of a CSV file as rows
+    Load(load::LoadArgs),
+    /// Show how a node is: positions, replicas and their lag, ack policy, table
+    Status(status::StatusArgs),
+    /// Compare all rows of two nodes at one position of the log
+    Diff(diff::DiffArgs),
+    /// Look into the log of a data directory, or shorten it
+    #[command(subcommand)]
+    Log(log_command::LogCommand),
+    /// Make the directory of a stopped replica a primary's
+    Promote(promote::PromoteArgs),
     /// Send one command to a node and print its reply
     Call(call::CallArgs),
 }
@@ -41,8 +62,14 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config_command::run(&args),
+        Command::Load(args) => load::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Diff(args) => diff::run(&args),
+        Command::Log(command) => log_command::run(&command),
+        Command::Promote(args) => promote::run(&args),
         Command::Call(args) => call::run(&args),
     };
     match result {

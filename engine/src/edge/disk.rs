@@ -1,10 +1,317 @@
-//! Placeholder.
-/// Placeholder.
-#[derive(Clone)]
-pub struct FileDisk;
+//! Files: the production [`Disk`](super::Disk), and the data directory with its lock.
+//!
+//! Files are opened anew for each call. The calls are few (start, preparation, `node.state`), so a
+//! cache of open files would save nothing that matters and would need a limit of its own. The
+//! write path goes through the ring and keeps its file open there.
+
+mod directory;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+
+pub use self::directory::{DataDirectory, DirectoryError};
+use super::{Disk, Map};
+
+/// One directory of files on a real file system.
+#[derive(Clone, Debug)]
+pub struct FileDisk {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    /// For syncing its entries.
+    directory: File,
+    free_bytes_min: u64,
+}
+
+/// Mode of every file: the log holds the rows of its users.
+pub const FILE_MODE: u32 = 0o600;
+
+/// Zeroes are written in pieces of this many bytes: large enough that the number of calls does
+/// not matter, small enough to stay in the processor's cache.
+const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// Pages are faulted in by steps of this many bytes, so that one call never holds the map's lock
+/// for long (8 MiB are a few milliseconds from a cold disk).
+const POPULATE_STEP_BYTES: usize = 8 << 20;
+
 impl FileDisk {
-    /// Placeholder.
-    pub fn path_of(&self, _name: &str) -> std::path::PathBuf {
-        unimplemented!()
+    /// Opens an existing directory, without its lock: reading a live node's directory is fine,
+    /// for writing go through [`DataDirectory`].
+    ///
+    /// # Errors
+    /// When it is missing, or not a directory.
+    pub fn open(path: &Path) -> io::Result<FileDisk> {
+        FileDisk::with_free_bytes_min(path, 0)
+    }
+
+    /// The same, where [`Disk::create_zeroed`] refuses (as for a full disk) to leave less than
+    /// `free_bytes_min` free: the log stops growing before the table's flushes are starved.
+    ///
+    /// # Errors
+    /// When it is missing, or not a directory.
+    pub fn with_free_bytes_min(path: &Path, free_bytes_min: u64) -> io::Result<FileDisk> {
+        let directory = File::open(path)?;
+        if !directory.metadata()?.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory));
+        }
+        let path = path.to_path_buf();
+        Ok(FileDisk { inner: Arc::new(Inner { path, directory, free_bytes_min }) })
+    }
+
+    /// Bytes that this process may still use on the directory's file system.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let status = rustix::fs::fstatvfs(&self.inner.directory)?;
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+
+    /// The full path of a file in it.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.full_path(name)
+    }
+
+    fn full_path(&self, name: &str) -> PathBuf {
+        assert!(!name.contains('/'), "plain file names only");
+        self.inner.path.join(name)
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        self.inner.directory.sync_all()
+    }
+
+    fn fill_new_file(&self, path: &Path, bytes: u64) -> io::Result<()> {
+        let file = new_file(path)?;
+        if bytes > 0 {
+            // First the reservation, so that a full disk is known before anything is written.
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if self.inner.free_bytes_min > 0 && self.free_bytes()? < self.inner.free_bytes_min {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "less than the reserve of {} bytes would be left",
+                    self.inner.free_bytes_min
+                ),
+            ));
+        }
+        // Then real zeroes: blocks that are only reserved are converted at their first write, and
+        // that costs a journal commit in each of the log's syncs.
+        let step = usize::try_from(ZERO_STEP_BYTES.min(bytes)).expect("at most 1 MiB");
+        let zeroes = vec![0; step];
+        let mut offset = 0;
+        while offset < bytes {
+            let len = (bytes - offset).min(ZERO_STEP_BYTES);
+            file.write_all_at(&zeroes[..usize::try_from(len).expect("at most 1 MiB")], offset)?;
+            offset += len;
+        }
+        file.sync_all()
+    }
+}
+
+impl Disk for FileDisk {
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.inner.path)? {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                // Renamed or removed since: a live node's directory changes under its readers.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                files.push((name, metadata.len()));
+            }
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
+        let path = self.full_path(name);
+        // A leftover is unlinked, never truncated: someone may still have it mapped.
+        remove_if_there(&path)?;
+        if let Err(error) = self.fill_new_file(&path, bytes) {
+            // The error that matters is the first one; what cannot be removed now is replaced
+            // by the next try.
+            let _ = remove_if_there(&path);
+            return Err(error);
+        }
+        self.sync_directory()
+    }
+
+    fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let path = self.full_path(name);
+        match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => {
+                file.write_all_at(bytes, offset)?;
+                file.sync_data()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = new_file(&path)?;
+                file.write_all_at(bytes, offset)?;
+                file.sync_all()?;
+                self.sync_directory()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        File::open(self.full_path(name))?.read_exact_at(buffer, offset)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.full_path(from), self.full_path(to))?;
+        self.sync_directory()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.full_path(name))?;
+        self.sync_directory()
+    }
+
+    fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
+        map_file(&File::open(self.full_path(name))?)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        FileDisk::free_bytes(self)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.full_path(name).display().to_string()
+    }
+}
+
+/// Maps a whole file for reading. The file must never become shorter while it is mapped; the
+/// log's files never do (they are created whole, renamed and unlinked, never truncated).
+pub(crate) fn map_file(file: &File) -> io::Result<Arc<dyn Map>> {
+    // SAFETY: The map is read-only. The file is not truncated (see above), and its blocks are
+    // allocated, so no access faults. Its bytes do change under the map, by this process's own
+    // writes: readers only look below a position that the writer published after the write was
+    // done, and bytes below it do not change until the segment is retired; recycling waits for
+    // the positions of all readers (see `log::retire`). Other processes are kept out by the
+    // directory's lock and mode.
+    let map = unsafe { memmap2::Mmap::map(file)? };
+    Ok(Arc::new(FileMap(map)))
+}
+
+struct FileMap(memmap2::Mmap);
+
+impl Map for FileMap {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
+        let end = offset.saturating_add(len).min(self.0.len());
+        let mut at = offset;
+        while at < end {
+            let step = (end - at).min(POPULATE_STEP_BYTES);
+            match self.0.advise_range(memmap2::Advice::PopulateRead, at, step) {
+                Ok(()) => {}
+                // Kernels before 5.14 do not know it: then the pages come in when touched.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            at += step;
+        }
+        Ok(())
+    }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn disk() -> (tempfile::TempDir, FileDisk) {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FileDisk::open(directory.path()).unwrap();
+        (directory, disk)
+    }
+
+    #[test]
+    fn created_files_are_zeroed_allocated_and_private() {
+        let (directory, disk) = disk();
+        disk.write_durable_at("a", 0, &[7; 10]).unwrap();
+        disk.create_zeroed("a", (1 << 20) + 4096).unwrap();
+        let metadata = std::fs::metadata(directory.path().join("a")).unwrap();
+        assert_eq!(metadata.len(), (1 << 20) + 4096);
+        assert!(metadata.blocks() * 512 >= metadata.len());
+        assert_eq!(metadata.mode() & 0o777, FILE_MODE);
+        let mut bytes = vec![1; 16];
+        disk.read_exact_at("a", 0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 16]);
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_leaves_nothing_behind() {
+        let (_directory, disk) = disk();
+        let bytes = disk.free_bytes().unwrap() * 2;
+        let error = disk.create_zeroed("huge", bytes).unwrap_err();
+        let kind = error.kind();
+        assert!(
+            matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge),
+            "{error}"
+        );
+        assert_eq!(disk.list().unwrap(), []);
+    }
+
+    #[test]
+    fn the_reserve_is_kept_free() {
+        let (directory, _) = disk();
+        let disk = FileDisk::with_free_bytes_min(directory.path(), u64::MAX).unwrap();
+        let error = disk.create_zeroed("a", 4096).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(disk.list().unwrap(), []);
+    }
+
+    #[test]
+    fn a_map_sees_later_writes_and_outlives_its_name() {
+        let (_directory, disk) = disk();
+        disk.create_zeroed("a", 8192).unwrap();
+        let map = disk.map("a").unwrap();
+        disk.write_durable_at("a", 5000, b"later").unwrap();
+        map.populate(5000, 100).unwrap();
+        assert_eq!(&map.bytes()[5000..5005], b"later");
+        disk.rename("a", "b").unwrap();
+        disk.remove("b").unwrap();
+        assert_eq!(&map.bytes()[5000..5005], b"later");
+    }
+
+    #[test]
+    fn reading_past_the_end_is_an_error() {
+        let (_directory, disk) = disk();
+        disk.create_zeroed("a", 4096).unwrap();
+        let error = disk.read_exact_at("a", 4090, &mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

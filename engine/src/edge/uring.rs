@@ -106,6 +106,13 @@ impl Edge for UringEdge {
         hasher.finish()
     }
 
+    fn resident_bytes(&self) -> u64 {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|statm| {
+            statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok())
+        });
+        pages.unwrap_or(0) * rustix::param::page_size() as u64
+    }
+
     async fn connect(&self, address: &str) -> io::Result<UringStream> {
         let resolved = address.to_owned();
         // Name resolution may block: it gets a thread of tokio's blocking pool.

@@ -86,6 +86,12 @@ impl Appender {
         self.open.as_ref().map_or(self.next, FrameBuilder::next_lsn)
     }
 
+    /// The segment that comes next.
+    #[must_use]
+    pub fn next_layout(&self) -> Layout {
+        self.layout.next(self.segment_bytes)
+    }
+
     /// Chain value at the end of the sealed log.
     #[must_use]
     pub fn chain(&self) -> u64 {
@@ -151,7 +157,7 @@ impl Appender {
         policy: &str,
         moment: Moment,
     ) -> Result<Vec<Run>, LogError> {
-        let next = self.layout.next(self.segment_bytes);
+        let next = self.next_layout();
         let end = self.layout.end_frame(self.next, self.segment_bytes, &self.seal(moment));
         let mut runs = vec![self.advance(&end.0, next.header.first_frame(), end.1.into())];
         self.layout = next;
@@ -176,10 +182,32 @@ impl Appender {
             policy: Some((AckPolicyChanged { from, to: Lsn::ZERO, reason: 0 }, policy)),
         };
         let frames = self.layout.opening_frames(&opening, &self.seal(moment))?;
-        let runs = frames.into_iter().map(|(header, bytes)| {
-            self.advance(&header, header.end(), bytes.into())
-        });
+        let runs = frames
+            .into_iter()
+            .map(|(header, bytes)| self.advance(&header, header.end(), bytes.into()));
         Ok(runs.collect())
+    }
+
+    /// All repeats of a segment's opening, again: a crash left the opening unfinished.
+    pub fn repeat_opening(
+        &mut self,
+        dictionary: &Dictionary,
+        history: &EpochHistory,
+        policy: &str,
+        moment: Moment,
+    ) -> Vec<Run> {
+        let tables: Vec<(TableId, Vec<u8>)> =
+            dictionary.tables().map(|(id, name)| (id, name.to_vec())).collect();
+        let opening = Opening {
+            tables: &tables,
+            history: history.entries(),
+            policy: Some((AckPolicyChanged { from: self.next, to: Lsn::ZERO, reason: 0 }, policy)),
+        };
+        let frames = self.layout.repeat_frames(self.next, &opening, &self.seal(moment));
+        let runs = frames
+            .into_iter()
+            .map(|(header, bytes)| self.advance(&header, header.end(), bytes.into()));
+        runs.collect()
     }
 
     /// Whether a control frame with this body leaves the segment its end.
@@ -238,9 +266,10 @@ impl<E: Edge> Node<E> {
         }
         // A transaction may need a frame of definitions and a frame of rows behind the open one.
         // Where these might not fit, the next segment must be ready.
-        let open_end = appender.open.as_ref().map_or(appender.next, |open| {
-            open.lsn().plus(appender.frame_max())
-        });
+        let open_end = appender
+            .open
+            .as_ref()
+            .map_or(appender.next, |open| open.lsn().plus(appender.frame_max()));
         let may_roll = !appender.layout.fits(open_end, 2 * appender.frame_max());
         let next_base = appender.layout.header.end();
         if may_roll && !self.segments.is_ready(next_base) {

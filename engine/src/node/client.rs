@@ -136,6 +136,12 @@ impl Outbox {
         self.changed.until(|| self.is_empty().then_some(())).await;
     }
 
+    /// The socket is of no more use.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
     /// Everything has left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -156,7 +162,7 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
     counters.clients.set(counters.clients.get() + 1);
     count(&counters.clients_total, 1);
     let settings = &node.settings.node;
-    let value_bytes_max = node.settings.cluster.frame_body_bytes_max;
+    let value_bytes_max = node.frame_body_bytes_max.get();
     let client = Rc::new(Client {
         id: node.new_id(),
         policy: Cell::new(0),
@@ -351,6 +357,13 @@ enum Verdict {
     Leave,
     /// Tell the client that the fate of its write is open.
     Open(String),
+}
+
+impl<E: Edge> Client<E> {
+    /// Ends the connection: its pending read and write return.
+    pub fn shutdown(&self) {
+        self.stream.shutdown();
+    }
 }
 
 impl<E: Edge> Node<E> {

@@ -16,8 +16,8 @@ use super::settings::OnMissing;
 use super::state::{Node, PrimaryRole, count};
 use super::{scans, status};
 use crate::edge::Edge;
-use crate::intake::execute::{DataCommand, View, execute};
 use crate::intake::execute::Rows as _;
+use crate::intake::execute::{DataCommand, View, execute};
 use crate::intake::reply::Reply;
 use crate::intake::session::{Action, Session};
 
@@ -58,7 +58,9 @@ pub async fn run<E: Edge>(
 async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action) -> Reply {
     match action {
         Action::Scan(options) => scans::scan(node, &options).await,
-        Action::Dbsize => Reply::Integer(i64::try_from(node.applied.mark().rows).unwrap_or(i64::MAX)),
+        Action::Dbsize => {
+            Reply::Integer(i64::try_from(node.applied.mark().rows).unwrap_or(i64::MAX))
+        }
         Action::Dump { cursor, count } => scans::dump(node, cursor, count).await,
         Action::Wait { replicas, timeout_ms } => wait(node, client, replicas, timeout_ms).await,
         Action::WaitAof { local, replicas, timeout_ms } => {
@@ -69,9 +71,7 @@ async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action
         Action::ConfigGet(patterns) => status::config_get(node, &patterns),
         Action::Ack(words) => ack(node, client, &words).await,
         Action::Position => position(node, client),
-        Action::WaitPosition { token, timeout_ms } => {
-            wait_position(node, &token, timeout_ms).await
-        }
+        Action::WaitPosition { token, timeout_ms } => wait_position(node, &token, timeout_ms).await,
         Action::Status => Reply::text(status::json(node).await.to_string()),
         Action::Retire(lsn) => super::retention::retire(node, lsn).await,
         _ => Reply::error("ERR not something this node does"),
@@ -175,7 +175,8 @@ fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
             "" => "unknown: this replica has not reached it yet",
             address => address,
         };
-        let text = format!("READONLY You can't write against a read only replica. Primary: {primary}");
+        let text =
+            format!("READONLY You can't write against a read only replica. Primary: {primary}");
         return Err(Reply::error(text));
     };
     if node.is_stopping() {
@@ -375,9 +376,7 @@ async fn wait_position<E: Edge>(node: &Rc<Node<E>>, token: &Position, timeout_ms
         match located {
             Located::Lost => Some("lost"),
             Located::OnHistory if node.visible.get() >= token.lsn => Some("reached"),
-            Located::OnHistory | Located::Unknown => {
-                node.is_stopping().then_some("timeout")
-            }
+            Located::OnHistory | Located::Unknown => node.is_stopping().then_some("timeout"),
         }
     })
     .await;

@@ -111,7 +111,8 @@ impl Stages {
                 "max_us": micros(histogram.max()),
             })
         };
-        let stages = self.stages.iter().map(|(name, histogram)| ((*name).to_owned(), stage(histogram)));
+        let stages =
+            self.stages.iter().map(|(name, histogram)| ((*name).to_owned(), stage(histogram)));
         Value::Object(stages.collect())
     }
 }

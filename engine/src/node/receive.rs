@@ -15,14 +15,14 @@ use rowship_proto::message::{
     Hello, Message, MessageError, PROTOCOL_VERSIONS, Ready, Refuse, RefuseCode, Welcome,
 };
 use rowship_proto::replica::{Holdings, Progress};
-use rowship_proto::verify::StreamVerifier;
+use rowship_proto::verify::{StreamVerifier, check_padding};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn, Position};
 
 use super::NodeError;
 use super::state::{Node, ReplicaRole, Stop, count};
 use super::tip::Run;
 use crate::edge::{Edge, Stream, offload};
-use crate::log::{LogError, SegmentHeader, cut};
+use crate::log::{LogError, SegmentHeader, SegmentMaps, cut};
 
 /// How a link ended.
 enum Ended {
@@ -284,7 +284,10 @@ async fn prepare<E: Edge>(
         .map_err(Ended::Fatal)?;
         if let Some(log_id) = adopted {
             node.log_id.set(log_id);
-            node.segments.maps.borrow_mut().set_seed(log_id.seed());
+            node.lane_seed.get_or_init(|| log_id.seed());
+            let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
+            *node.segments.maps.borrow_mut() = SegmentMaps::new(log_id.seed(), body_max);
+            node.frame_body_bytes_max.set(body_max);
         }
     }
     if let Some(to) = follow.cut_to {
@@ -319,11 +322,7 @@ async fn prepare<E: Edge>(
     Ok(StreamVerifier { seed: welcome.log_id.seed(), body_max, next: resume, chain, epoch })
 }
 
-async fn refuse<E: Edge>(
-    node: &Node<E>,
-    link: &ReplicaLink<E::Stream>,
-    refused: Refuse,
-) -> Ended {
+async fn refuse<E: Edge>(node: &Node<E>, link: &ReplicaLink<E::Stream>, refused: Refuse) -> Ended {
     count(&node.counters.peers_refused, 1);
     let text = refused.text.clone();
     // The primary should know, but if it is gone the refusal stands all the same.
@@ -333,8 +332,7 @@ async fn refuse<E: Edge>(
 
 /// Makes a segment ready, waiting while the disk is full.
 async fn ensure<E: Edge>(node: &Node<E>, header: SegmentHeader) -> Result<(), Ended> {
-    let ensured =
-        node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
+    let ensured = node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
     match ensured {
         Ok(()) => {
             *node.segments.failure.borrow_mut() = None;
@@ -415,6 +413,7 @@ async fn stream<E: Edge>(
                     let body = &rest[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                     let begins_epoch = verifier.begins_epoch(&header);
                     let from = verifier.next;
+                    check_padding(&header, &rest[..len]).map_err(|e| bad_peer(node, &e))?;
                     verifier.accept(&header, body).map_err(|error| bad_peer(node, &error))?;
                     let control = Control::of(&header, body, begins_epoch, from)
                         .map_err(|error| bad_peer(node, &error))?;
@@ -455,11 +454,7 @@ fn parse(verifier: &StreamVerifier, bytes: &[u8]) -> Result<Parsed, String> {
     Ok(Parsed::Frame(header, len))
 }
 
-fn notice<E: Edge>(
-    node: &Node<E>,
-    replica: &ReplicaRole,
-    message: Message,
-) -> Result<(), Ended> {
+fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> Result<(), Ended> {
     let Message::Notice(notice) = message else {
         return match message {
             Message::Refuse(refused) => Err(Ended::Refused(refused.text)),
@@ -648,6 +643,8 @@ impl<E: Edge> Node<E> {
         if lsn == self.appended.get() {
             return Ok(replica.chain.get());
         }
-        self.segments.maps.borrow().chain_at(lsn).map_err(|error| NodeError::log(&error))
+        let chain = self.segments.maps.borrow().chain_at(lsn, self.appended.get(), 0);
+        let chain = chain.map_err(|error| NodeError::log(&error))?;
+        chain.ok_or_else(|| NodeError::damage(&format!("no frame of the log starts at LSN {lsn}")))
     }
 }

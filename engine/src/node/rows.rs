@@ -132,7 +132,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let end = match self.node.append(primary, &rows) {
             Ok(end) => end,
             Err(bytes) => {
-                let max = self.node.settings.cluster.frame_body_bytes_max;
+                let max = self.node.frame_body_bytes_max.get();
                 let text = format!(
                     "ERR transaction of {bytes} bytes is larger than a frame body of {max} bytes \
                      (frame_body_bytes_max): split it"

@@ -17,7 +17,11 @@ const ROWS_MAX: u64 = 10_000;
 /// Most bytes of one page.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
-async fn page<E: Edge>(node: &Rc<Node<E>>, cursor: u64, rows: u64) -> Result<(u64, ScanPage), Reply> {
+async fn page<E: Edge>(
+    node: &Rc<Node<E>>,
+    cursor: u64,
+    rows: u64,
+) -> Result<(u64, ScanPage), Reply> {
     let pin = node.table.pin();
     let rows_max = usize::try_from(rows.clamp(1, ROWS_MAX)).expect("at most ROWS_MAX");
     let (table, limits) = (node.table.clone(), ScanLimits { rows_max, bytes_max: PAGE_BYTES_MAX });

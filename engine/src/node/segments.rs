@@ -48,11 +48,18 @@ impl<E: Edge> Segments<E> {
     ///
     /// # Errors
     /// [`LogError::Io`].
-    pub fn open_file(&self, edge: &E, disk: &E::Disk, header: &SegmentHeader) -> Result<(), LogError> {
+    pub fn open_file(
+        &self,
+        edge: &E,
+        disk: &E::Disk,
+        header: &SegmentHeader,
+    ) -> Result<(), LogError> {
         let name = header.file_name();
-        let file = edge
-            .open_durable(disk, &name)
-            .map_err(|source| LogError::Io { doing: "open", file: disk.path(&name), source })?;
+        let file = edge.open_durable(disk, &name).map_err(|source| LogError::Io {
+            doing: "open",
+            file: disk.path(&name),
+            source,
+        })?;
         let open = OpenSegment { file, bytes: header.segment_bytes };
         self.files.borrow_mut().insert(header.base, open);
         Ok(())
@@ -90,7 +97,7 @@ impl<E: Edge> Segments<E> {
             source,
         })??;
         self.open_file(edge, disk, &header)?;
-        self.maps.borrow_mut().add(header, map);
+        self.maps.borrow_mut().add(header.base, map);
         Ok(())
     }
 
@@ -124,6 +131,7 @@ impl<E: Edge> Segments<E> {
         limit: Lsn,
         bytes_max: usize,
     ) -> Result<Option<(Bytes, Lsn)>, LogError> {
-        self.maps.borrow().whole_frames(from, limit, bytes_max)
+        let run = self.maps.borrow().whole_frames(from, limit, bytes_max)?;
+        Ok(run.map(|run| (run.bytes, run.next)))
     }
 }

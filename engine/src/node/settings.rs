@@ -88,6 +88,9 @@ pub struct NodeSettings {
     pub window_bytes_max: usize,
     /// Frame buffers of the appender.
     pub frame_buffers: usize,
+    /// Free space that the log never takes: the table's flushes need it. A segment that would leave
+    /// less is not made, and writes are refused before the table is hurt.
+    pub disk_reserve_bytes: u64,
     /// Spare segments kept ready beside the next one.
     pub spare_segments: usize,
     /// Least time between two attempts to reach the primary.
@@ -156,7 +159,8 @@ impl Settings {
                 send_window_bytes: 16 << 20,
                 transfer_bytes: 2 << 20,
                 window_bytes_max: 4 << 20,
-                frame_buffers: 8,
+                frame_buffers: 16,
+                disk_reserve_bytes: 128 << 20,
                 spare_segments: 1,
                 reconnect_ms: 200,
                 checkpoint_ms: 2_000,
@@ -186,7 +190,8 @@ impl Settings {
         self.node.send_window_bytes = 64 << 10;
         self.node.transfer_bytes = 16 << 10;
         self.node.window_bytes_max = 16 << 10;
-        self.node.frame_buffers = 2;
+        self.node.frame_buffers = 4;
+        self.node.disk_reserve_bytes = 1 << 20;
         self
     }
 }

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
 use rowship_proto::message::{Hello, Message, Notice, Refuse, RefuseCode, Welcome};
 use rowship_proto::{Lsn, Nanos};
+use zerocopy::FromBytes;
 
 use super::state::{Link, Node, PrimaryRole, count};
 use super::tip::Run;
@@ -39,7 +40,7 @@ const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// The receiving side of a link.
 async fn receive<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
     let (id, start) = (node.new_id(), Cell::new(None));
-    let link = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
+    let link: Rc<Link<E>> = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
     let peer = link.stream.peer();
     let outcome = converse(&node, &link).await;
     if let Err(refuse) = &outcome {
@@ -126,10 +127,9 @@ async fn welcome<E: Edge>(
     link: &Rc<Link<E>>,
     hello: &Hello,
 ) -> Result<(), Refuse> {
-    let oldest = node.segments.maps.borrow().oldest();
+    let oldest = node.segments.maps.borrow().oldest().unwrap_or_default();
     let (now, peer) = (node.edge.now(), link.stream.peer());
-    let accepted =
-        primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
+    let accepted = primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
     if let Some(old) = accepted.replaces {
         tracing::info!(peer, name = %hello.name, "replaces its own half-open link");
         let old = primary.links.borrow_mut().remove(&old);
@@ -146,9 +146,9 @@ async fn welcome<E: Edge>(
         ));
     }
     let resume = accepted.resume;
-    let header = node.segments.maps.borrow().segment_of(resume);
-    let chain = node.chain_at(resume).await;
-    let (Some(header), Ok(chain)) = (header, chain) else {
+    let segment = node.segments.maps.borrow().segment_of(resume);
+    let chain = node.chain_at(primary, resume);
+    let (Some(segment), Ok(Some(chain))) = (segment, chain) else {
         let text = format!("the log at LSN {resume} cannot be read; see this primary's log");
         return Err(refuse(RefuseCode::Diverged, text));
     };
@@ -163,8 +163,8 @@ async fn welcome<E: Edge>(
             epoch: primary.epoch,
             resume,
             resume_chain: chain,
-            segment: (header.base, header.segment_bytes),
-            frame_body_bytes_max: header.frame_body_bytes_max,
+            segment,
+            frame_body_bytes_max: node.frame_body_bytes_max.get() as u64,
             committed: machine.committed(),
             heartbeat_ms: u32::try_from(cluster.heartbeat_ms).unwrap_or(u32::MAX),
             peer_timeout_ms: u32::try_from(cluster.peer_timeout_ms).unwrap_or(u32::MAX),
@@ -252,8 +252,7 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
     let closing = node.is_closing();
     let appended = node.appended.get();
     if shipped < appended && shipped.since(acked) < node.settings.node.send_window_bytes {
-        let runs =
-            node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
+        let runs = node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
     if machine.committed() > told.committed {
@@ -313,7 +312,7 @@ impl Load {
 
 /// `committed` in the only frame of a primary's run.
 fn last_committed(run: &[u8]) -> Option<Lsn> {
-    let (header, _) = <FrameHeader as zerocopy::FromBytes>::read_from_prefix(run).ok()?;
+    let (header, _) = FrameHeader::read_from_prefix(run).ok()?;
     Some(header.committed)
 }
 
@@ -322,9 +321,9 @@ fn last_committed(run: &[u8]) -> Option<Lsn> {
 async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
     let limit = node.durable.get();
     let bytes_max = node.settings.node.transfer_bytes;
-    let populate = node.segments.maps.borrow().populate_job(from, bytes_max);
+    let populate = node.segments.maps.borrow().populate_range(from, bytes_max);
     if let Some(populate) = populate {
-        let done = offload(&node.preparation, populate).await;
+        let done = offload(&node.preparation, move || populate.run()).await;
         if let Err(error) | Ok(Err(error)) = done {
             tracing::debug!("cannot populate the map at LSN {from}: {error}");
         }
@@ -338,20 +337,14 @@ async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError>
 
 impl<E: Edge> Node<E> {
     /// Chain value just below `lsn`, which is a frame's start or the end of the log.
-    pub(super) async fn chain_at(&self, lsn: Lsn) -> Result<u64, LogError> {
-        if lsn == self.appended.get() {
-            if let Some(primary) = self.primary() {
-                return Ok(primary.appender.borrow().chain());
-            }
-        }
+    fn chain_at(&self, primary: &PrimaryRole<E>, lsn: Lsn) -> Result<Option<u64>, LogError> {
         if let Some(run) = self.tip.borrow().from(lsn, Lsn(u64::MAX), 0).first() {
-            use zerocopy::FromBytes;
-            if let Ok((header, _)) = FrameHeader::read_from_prefix(&run.bytes) {
-                return Ok(header.chain_previous);
-            }
+            // Maybe not written yet, so not in the maps.
+            let header = FrameHeader::read_from_prefix(&run.bytes).ok();
+            return Ok(header.map(|(header, _)| header.chain_previous));
         }
-        let maps = self.segments.maps.borrow();
-        maps.chain_at(lsn)
+        let end = (self.appended.get(), primary.appender.borrow().chain());
+        self.segments.maps.borrow().chain_at(lsn, end.0, end.1)
     }
 
     fn record_ack(

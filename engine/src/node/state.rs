@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::hlc::Clock;
@@ -41,6 +41,10 @@ pub struct Node<E: Edge> {
     pub disk: E::Disk,
     /// The log's name; [`LogId::NONE`] on a replica that has not met its primary yet.
     pub log_id: Cell<LogId>,
+    /// Seed of the log, for the lanes; set once it is known.
+    pub lane_seed: Arc<OnceLock<u64>>,
+    /// Largest frame body of this log.
+    pub frame_body_bytes_max: Cell<usize>,
     /// What the role needs.
     pub role: Role<E>,
     /// Segments open for reading and writing.
@@ -138,6 +142,8 @@ pub struct PrimaryRole<E: Edge> {
     pub indeterminate_to: Cell<Lsn>,
     /// The epoch.
     pub epoch: Epoch,
+    /// Repeats of the last segment's opening that a crash has left out.
+    pub opening_left: Cell<u64>,
 }
 
 /// One policy in use and what it allows.

@@ -81,7 +81,7 @@ const BATCH_RUNS_MAX: usize = 256;
 /// Runs until the node stops and everything is written.
 pub async fn run<E: Edge>(node: Rc<Node<E>>) {
     loop {
-        let body_max = node.settings.cluster.frame_body_bytes_max as u64;
+        let body_max = node.frame_body_bytes_max.get() as u64;
         let batch_bytes = usize::try_from(write_bytes_max(body_max)).unwrap_or(usize::MAX);
         let next = node
             .changed

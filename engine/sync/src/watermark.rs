@@ -37,11 +37,11 @@ impl Watermark {
     /// # Panics
     /// When `to` is below it: a reader may already have acted on the higher one.
     pub fn advance(&self, to: u64) {
-        // The writer reads back its own (or its predecessor's) store, so relaxed is enough; a swap
-        // would also notice two writers at once, at the price of a locked instruction per window.
-        let before = self.position.load(Ordering::Relaxed);
+        // One read-modify-write instead of load and store: it also notices two writers at once,
+        // costs one locked instruction per window, and lets loom see the race with readers (it
+        // remembers only the last access to an atomic: the writer's own load would hide theirs).
+        let before = self.position.fetch_max(to, Ordering::Release);
         assert!(before <= to, "watermark moved back from {before} to {to}");
-        self.position.store(to, Ordering::Release);
     }
 }
 

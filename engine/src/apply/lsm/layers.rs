@@ -5,7 +5,7 @@
 //! memtable to being in it, so nothing enters a memtable that is sealed.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use lsm_tree::table::filter::standard_bloom::Builder as FilterBuilder;
@@ -14,7 +14,7 @@ use rowship_proto::Lsn;
 
 use super::super::publish::Mark;
 use super::super::table::TableStatus;
-use super::{Lock, versions};
+use super::versions;
 
 /// All places where a version can be, newest first.
 pub struct Layers {
@@ -61,11 +61,11 @@ pub enum Look {
 }
 
 /// [`Layers`] behind their lock.
-pub struct Layered(Lock<Layers>);
+pub struct Layered(RwLock<Layers>);
 
 impl Layered {
     pub fn new(layers: Layers) -> Layered {
-        Layered(Lock::new(layers))
+        Layered(RwLock::new(layers))
     }
 
     /// Moves `entries` into the active memtable.

@@ -3,11 +3,11 @@
 //! The crate `lsm-tree` gives the sorted files, their manifest, the merge and the compaction
 //! strategy. Three things around it are ours, each for a reason found in its source (3.1.10):
 //!
-//! - **Memtables** ([`layers`]). The crate holds its version lock through the fsyncs of every new
+//! - **Memtables** (`layers`). The crate holds its version lock through the fsyncs of every new
 //!   manifest, and its inserts and reads take that lock. Lanes and the ring thread must not wait
 //!   for a disk, so memtables and the list of files live behind a lock of ours that is held for
 //!   microseconds. The crate's own memtable stays empty.
-//! - **Collection of old versions** ([`versions`]). The crate drops a version as soon as it lies
+//! - **Collection of old versions** (`versions`). The crate drops a version as soon as it lies
 //!   below its threshold and has any newer one, also when that newer one lies above the threshold:
 //!   a reader *at* the threshold loses the row. We give it a threshold of 1 (drops nothing) and
 //!   decide in our own flush stream and in a compaction filter. The filter is shown neither
@@ -29,7 +29,7 @@ mod versions;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use lsm_tree::config::PinningPolicy;
@@ -351,6 +351,3 @@ impl std::fmt::Debug for LsmTable {
         f.debug_struct("LsmTable").field("files", &self.files).finish_non_exhaustive()
     }
 }
-
-/// A lock that cannot be left half-changed: see [`layers`].
-type Lock<T> = RwLock<T>;

@@ -218,3 +218,61 @@ fn versions_and_file_sets_do_not_pile_up_under_a_hot_key() {
     assert_eq!(manifests.count(), 1);
     check_position(&*table, &log, log.end());
 }
+
+#[test]
+fn a_pin_from_long_ago_still_reads_its_position() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = Arc::new(open(&directory.path().join("table"), Mark::ZERO).table);
+    // So low that the number of installed sets of files comes near it.
+    let mut log = LogWriter::new(Lsn(8));
+    let mut random = Random::new(9);
+    let mut harness = Harness::new(table.clone(), Mark::ZERO, 1);
+    let (mut start, mut pin) = (Lsn::ZERO, None);
+    for round in 0..60u32 {
+        log.put(1, &(round % 7).to_le_bytes(), &round.to_le_bytes(), Existed::Unknown);
+        log.frame();
+        harness.feed(vec![log.window(start, log.end(), 1)]);
+        harness.turn(&mut random);
+        start = log.end();
+        pin.get_or_insert_with(|| table.pin());
+        let mark = flush_all(&table);
+        table.recorded(mark.lsn).unwrap();
+        while table.compact().unwrap() {}
+    }
+    let pin = pin.expect("taken in the first round");
+    assert!(pin.at() < Lsn(200));
+    check_position(&*table, &log, pin.at());
+    check_position(&*table, &log, log.end());
+}
+
+/// Needs a file system of at most a few MiB, for instance
+/// `mount -t tmpfs -o size=2m none DIR`, named in `ROWSHIP_TEST_SMALL_DIR`.
+#[test]
+#[ignore = "needs a small file system, see its doc"]
+fn a_full_disk_pauses_the_table_until_there_is_space() {
+    let directory = std::env::var("ROWSHIP_TEST_SMALL_DIR").expect("see the test's doc");
+    let path = Path::new(&directory).join("table");
+    let filler = Path::new(&directory).join("filler");
+    let table = Arc::new(open(&path, Mark::ZERO).table);
+    let log = numbered(2000);
+    apply(&table, &log);
+    assert!(table.seal());
+    let mut bytes = 4 << 20;
+    while bytes > 0 {
+        let grown = fs::OpenOptions::new().create(true).append(true).open(&filler);
+        let wrote = std::io::Write::write_all(&mut grown.unwrap(), &vec![1; bytes]);
+        bytes = if wrote.is_ok() { bytes } else { bytes / 2 };
+    }
+    for _ in 0..3 {
+        let error = table.flush().unwrap_err();
+        assert!(matches!(error, TableError::NoSpace { .. }), "{error}");
+        assert_eq!(fs::read_dir(path.join("tables")).unwrap().count(), 0);
+        assert!(table.status().paused.is_some());
+        check_position(&*table, &log, log.end());
+    }
+    fs::remove_file(&filler).unwrap();
+    let durable = table.flush().unwrap().expect("it goes on by itself");
+    assert_eq!(table.status().paused, None);
+    drop(table);
+    check_position(&open(&path, durable).table, &log, log.end());
+}

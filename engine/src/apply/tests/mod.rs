@@ -21,8 +21,10 @@ use log::{LogWriter, Random, SEED, State};
 struct Harness {
     table: Arc<dyn Table>,
     applied: Arc<Applied>,
-    lanes: Vec<(Lane<dyn Table>, VecDeque<Arc<Window>>)>,
+    lanes: Vec<QueuedLane>,
 }
+
+type QueuedLane = (Lane<dyn Table>, VecDeque<Arc<Window>>);
 
 impl Harness {
     fn new(table: Arc<dyn Table>, start: Mark, lanes: usize) -> Harness {

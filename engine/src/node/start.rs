@@ -1,0 +1,412 @@
+//! Start and stop: from a data directory to a running node, and back to a synced log.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rowship_proto::LogId;
+use tokio::sync::Notify;
+
+use super::open::{Found, find, open_table};
+use super::segments::Segments;
+use super::settings::Settings;
+use super::signal::Signal;
+use super::state::{Counters, Node, ReplicaRole, Role, Stop};
+use super::tip::Tip;
+use super::writer::WriteQueue;
+use super::{NodeError, client, feed, receive, ship, upkeep};
+use crate::apply::lane::Lane;
+use crate::apply::plan::Window;
+use crate::apply::publish::Applied;
+use crate::edge::disk::{DataDirectory, DirectoryError};
+use crate::edge::uring::{self, RingReport};
+use crate::edge::{Disk, Edge, Job, Listener, Worker};
+use crate::log::node_state::Role as StoredRole;
+use crate::log::{SegmentMaps, write_bytes_max};
+
+/// Jobs that may wait for a worker. Each waits in a task of its own, so this only bounds memory.
+const JOBS_MAX: usize = 256;
+/// Windows that may wait for a lane: one to work on and one in hand.
+const LANE_WINDOWS_MAX: usize = 2;
+/// Runs kept in memory behind the durable position.
+const TIP_RUNS_MAX: usize = 8;
+
+/// Runs a node until it is told to stop (SIGTERM, SIGINT) or cannot go on.
+///
+/// # Errors
+/// Why it ended.
+pub fn run(settings: Settings) -> Result<(), NodeError> {
+    let ring = uring::probe().map_err(|error| no_ring(&error))?;
+    tracing::info!(kernel = ring.kernel, features = ?ring.features, "io_uring works");
+    let reserve = settings.node.disk_reserve_bytes;
+    let directory = DataDirectory::open(&settings.node.data_dir, reserve);
+    let directory = directory.map_err(|error: DirectoryError| NodeError::directory(&error))?;
+    if let Some(warning) = &directory.warning {
+        tracing::warn!("{warning}");
+    }
+    if settings.node.allow_unauthenticated {
+        tracing::warn!("--allow-unauthenticated: anybody who reaches this node can read and write");
+    }
+    let keepalive = Duration::from_millis(settings.cluster.client_keepalive_ms.max(1000));
+    let disk = directory.disk.clone();
+    let served = uring::run(keepalive, |edge| serve(edge, settings, disk, ring));
+    let result = served.map_err(|error| no_ring(&error))?;
+    // The lock of the directory is held until everything else is over.
+    drop(directory);
+    result
+}
+
+fn no_ring(error: &std::io::Error) -> NodeError {
+    NodeError::ring(&format!(
+        "io_uring is not available: {error}. rowship needs it. Usual causes: the sysctl \
+         kernel.io_uring_disabled is 1 or 2 (set it to 0); a container's seccomp profile forbids \
+         io_uring_setup, io_uring_enter and io_uring_register (allow them); a kernel older than \
+         5.11; too little locked memory (raise `ulimit -l`)"
+    ))
+}
+
+/// Everything between taking the directory and letting it go.
+async fn serve<E: Edge>(
+    edge: E,
+    settings: Settings,
+    disk: E::Disk,
+    ring: RingReport,
+) -> Result<(), NodeError> {
+    let found = find(&edge, &disk, &settings)?;
+    let published = Arc::new(Notify::new());
+    let (node, lanes) = build(edge, settings, disk, ring, found, &published)?;
+    spawn_agents(&node, lanes, published);
+    if let Role::Primary(_) = node.role {
+        node.begin_reign().await?;
+    }
+    node.caught_up().await;
+    if let Err(error) = open_for_business(&node).await {
+        node.stop(Stop::Failed(error));
+    }
+    wait_for_stop(&node).await;
+    close(&node).await
+}
+
+/// What `find` found and the settings become a node; nothing runs yet.
+fn build<E: Edge>(
+    edge: E,
+    settings: Settings,
+    disk: E::Disk,
+    ring: RingReport,
+    found: Found,
+    published: &Arc<Notify>,
+) -> Result<(Rc<Node<E>>, Vec<Worker<Arc<Window>>>), NodeError> {
+    let Found { mut state, recovered, .. } = found;
+    let opened = open_table(&disk, &settings, &mut state, recovered.as_ref())?;
+    let start = opened.start;
+    let wake = published.clone();
+    let applied = Arc::new(Applied::new(start, Arc::new(move || wake.notify_one())));
+    let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
+    let mut maps = SegmentMaps::new(state.log_id.seed(), body_max);
+    let seed = Arc::new(OnceLock::new());
+    if state.log_id != LogId::NONE {
+        seed.get_or_init(|| state.log_id.seed());
+    }
+    let mut lanes = Vec::new();
+    for index in 0..settings.node.lanes {
+        // A replica that has no log yet learns the seed later: its lanes ask for it then.
+        let (table, applied, seed) = (opened.table.clone(), applied.clone(), seed.clone());
+        let mut lane = None;
+        let count = settings.node.lanes;
+        let turn = move |window: Arc<Window>| {
+            let lane = lane.get_or_insert_with(|| {
+                let seed = *seed.get().expect("a window comes out of a log that is known");
+                Lane::new(index, count, seed, table.clone(), applied.clone())
+            });
+            if applied.failure().is_none() {
+                // Why a lane stops is kept in `applied`, which wakes the ring thread.
+                let _ = lane.turn(&window);
+            }
+        };
+        lanes.push(worker(&edge, &format!("lane-{index}"), LANE_WINDOWS_MAX, turn)?);
+    }
+    let (end, chain) = recovered.as_ref().map_or_else(Default::default, |log| (log.end, log.chain));
+    for (base, _) in recovered.iter().flat_map(|log| &log.segments) {
+        let name = crate::log::segment::segment_file_name(*base);
+        let map = disk.map(&name);
+        let map = map.map_err(|error| {
+            NodeError::disk(&format!("cannot map {}: {error}", disk.path(&name)))
+        })?;
+        maps.add(*base, map);
+    }
+    let committed = recovered.as_ref().map_or(start.lsn, |log| log.committed.max(start.lsn));
+    let durable_end = recovered.as_ref().map(crate::log::Recovered::checkpoint);
+    let tables = recovered.iter().flat_map(|log| &log.tables);
+    let dictionary = super::dictionary::Dictionary::from_tables(
+        tables.map(|(id, name)| (*id, Bytes::copy_from_slice(name))),
+    );
+    let role = match state.role {
+        StoredRole::Replica => {
+            let replica = ReplicaRole::default();
+            replica.chain.set(chain);
+            Role::Replica(Box::new(replica))
+        }
+        StoredRole::Primary => {
+            let log = recovered.as_ref().expect("a primary has a log");
+            Role::Primary(Box::new(super::reign::role(
+                &edge, &settings, &mut state, log, committed, published,
+            )?))
+        }
+    };
+    let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
+    let (reader, preparation, maintenance) =
+        (jobs("reader")?, jobs("preparation")?, jobs("maintenance")?);
+    let segments = Segments::new(maps, settings.node.spare_segments);
+    if let Some(active) = recovered.as_ref().and_then(|log| log.active) {
+        segments.open_file(&edge, &disk, &active).map_err(|error| NodeError::log(&error))?;
+    }
+    let queue_bytes = usize::try_from(write_bytes_max(body_max as u64)).unwrap_or(usize::MAX);
+    let node = Node {
+        log_id: Cell::new(state.log_id),
+        lane_seed: seed,
+        frame_body_bytes_max: Cell::new(body_max),
+        role,
+        segments,
+        writes: WriteQueue::new(queue_bytes.max(settings.node.transfer_bytes)),
+        tip: RefCell::new(Tip::new(end, TIP_RUNS_MAX)),
+        dictionary: RefCell::new(dictionary),
+        table: opened.table,
+        applied,
+        appended: Cell::new(end),
+        durable: Cell::new(end),
+        durable_end: Cell::new(durable_end.unwrap_or(crate::log::Checkpoint::NONE)),
+        committed: Cell::new(committed),
+        dispatched: Cell::new(start.lsn),
+        visible: Cell::new(start.lsn),
+        changed: Signal::default(),
+        replies: Signal::default(),
+        room: Signal::default(),
+        state: tokio::sync::Mutex::new(state),
+        reader,
+        preparation,
+        maintenance,
+        stopping: RefCell::new(None),
+        closing: Cell::new(false),
+        events: RefCell::new(VecDeque::new()),
+        counters: Counters::default(),
+        clients: RefCell::new(BTreeMap::new()),
+        next_id: Cell::new(1),
+        client_address: RefCell::default(),
+        replication_address: RefCell::default(),
+        disk_full: Cell::new(false),
+        table_paused: RefCell::new(None),
+        started: edge.now(),
+        ring,
+        edge,
+        settings,
+        disk,
+    };
+    for event in found.events.into_iter().chain(opened.events) {
+        node.event(event);
+    }
+    Ok((Rc::new(node), lanes))
+}
+
+fn worker<E: Edge, J: Send + 'static>(
+    edge: &E,
+    name: &str,
+    queue_max: usize,
+    turn: impl FnMut(J) + Send + 'static,
+) -> Result<Worker<J>, NodeError> {
+    let worker = edge.worker(name, queue_max, turn);
+    worker.map_err(|error| NodeError::internal(&format!("cannot start thread {name}: {error}")))
+}
+
+fn spawn_agents<E: Edge>(
+    node: &Rc<Node<E>>,
+    lanes: Vec<Worker<Arc<Window>>>,
+    published: Arc<Notify>,
+) {
+    use tokio::task::spawn_local;
+    spawn_local(super::writer::run(node.clone()));
+    spawn_local(feed::run(node.clone(), lanes));
+    spawn_local(upkeep::follow_lanes(node.clone(), published));
+    spawn_local(upkeep::prepare_segments(node.clone()));
+    spawn_local(upkeep::checkpoint(node.clone()));
+    spawn_local(upkeep::maintain(node.clone()));
+    if node.primary().is_some() {
+        spawn_local(upkeep::silence(node.clone()));
+    }
+}
+
+/// Listens, says where, and (on a replica) looks for the primary.
+async fn open_for_business<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
+    if node.is_stopping() {
+        return Ok(());
+    }
+    let settings = &node.settings.node;
+    let listen = |address: &str, what: &str| {
+        let listener = node.edge.listen(address);
+        let listener = listener.and_then(|listener| {
+            let local = listener.local_address()?;
+            Ok((listener, local))
+        });
+        listener.map_err(|error| {
+            NodeError::usage(&format!("cannot listen for {what} on {address}: {error}"))
+        })
+    };
+    let (clients, address) = listen(&settings.listen, "clients")?;
+    *node.client_address.borrow_mut() = address;
+    if node.primary().is_some() {
+        let (replicas, address) = listen(&settings.replication_listen, "replicas")?;
+        *node.replication_address.borrow_mut() = address;
+        tokio::task::spawn_local(ship::accept(node.clone(), replicas));
+    }
+    write_addresses(node)?;
+    tokio::task::spawn_local(client::accept(node.clone(), clients));
+    if let Some(primary) = &settings.replica_of {
+        tokio::task::spawn_local(receive::run(node.clone(), primary.clone()));
+    }
+    tracing::info!(
+        name = %settings.name,
+        role = if node.primary().is_some() { "primary" } else { "replica" },
+        clients = *node.client_address.borrow(),
+        replicas = *node.replication_address.borrow(),
+        log_end = %node.appended.get(),
+        "ready"
+    );
+    Ok(())
+}
+
+/// For scripts that listen on port 0: where the node really listens.
+const ADDRESSES_FILE: &str = "addresses.json";
+
+fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
+    let text = serde_json::json!({
+        "listen": *node.client_address.borrow(),
+        "replication_listen": *node.replication_address.borrow(),
+        "pid": std::process::id(),
+    });
+    let text = format!("{text}\n");
+    let temporary = "addresses.tmp";
+    let failed = |error: std::io::Error| {
+        NodeError::directory(&format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE)))
+    };
+    if let Err(error) = node.disk.remove(temporary) {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            return Err(failed(error));
+        }
+    }
+    node.disk.write_durable_at(temporary, 0, text.as_bytes()).map_err(failed)?;
+    node.disk.rename(temporary, ADDRESSES_FILE).map_err(failed)
+}
+
+async fn wait_for_stop<E: Edge>(node: &Rc<Node<E>>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stopping = node.changed.until(|| node.is_stopping().then_some(()));
+    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+        tracing::warn!("signals cannot be caught: stop this node with kill");
+        return stopping.await;
+    };
+    tokio::select! {
+        biased;
+        () = stopping => {}
+        _ = terminate.recv() => node.stop(Stop::Clean),
+        _ = interrupt.recv() => node.stop(Stop::Clean),
+    }
+}
+
+/// Replies in flight finish or are told, the log is synced, and sockets are closed.
+async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
+    let patience = Duration::from_millis(node.settings.node.stop_timeout_ms);
+    let failed = matches!(&*node.stopping.borrow(), Some(Stop::Failed(_)));
+    if !failed {
+        tracing::info!("stopping");
+        let replied = node.replies.until(|| {
+            let clients = node.clients.borrow();
+            clients.values().all(|client| client.outbox.is_empty()).then_some(())
+        });
+        if tokio::time::timeout(patience, replied).await.is_err() {
+            tracing::warn!("some replies were still waiting: their clients are told so");
+        }
+    }
+    node.closing.set(true);
+    node.changed.notify();
+    node.replies.notify();
+    node.room.notify();
+    if !failed {
+        let written = node.changed.until(|| node.is_quiet().then_some(()));
+        if tokio::time::timeout(patience, written).await.is_err() {
+            return Err(NodeError::disk(&"the log's last write does not finish; it may be lost"));
+        }
+        // A moment for links and clients to take what is on its way.
+        let sent = node.replies.until(|| {
+            let clients = node.clients.borrow();
+            clients.values().all(|client| client.outbox.is_empty()).then_some(())
+        });
+        let told = tokio::time::timeout(CLOSE_PAUSE, sent).await;
+        if told.is_err() {
+            tracing::warn!("some clients did not take their last reply");
+        }
+        node.store_checkpoint().await?;
+    }
+    for client in node.clients.borrow().values() {
+        client.shutdown();
+    }
+    let links: Vec<u64> = node
+        .primary()
+        .map(|primary| primary.links.borrow().keys().copied().collect())
+        .unwrap_or_default();
+    for link in links {
+        node.close_link(link);
+    }
+    // Lets tasks see the end of their sockets before the ring goes.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let stop = node.stopping.borrow().clone();
+    match stop {
+        Some(Stop::Failed(error)) => Err(error),
+        _ => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+    }
+}
+
+/// How long a stopping node waits for clients to take the last replies.
+const CLOSE_PAUSE: Duration = Duration::from_millis(500);
+
+impl<E: Edge> Node<E> {
+    /// Nothing is being written, and nothing waits to be.
+    fn is_quiet(&self) -> bool {
+        let open = self.primary().is_some_and(|p| p.appender.borrow().end() > self.durable.get());
+        self.writes.is_idle() && !open
+    }
+
+    /// Waits until the table shows everything that was known committed at start, so that readers
+    /// never see an older state than before the restart.
+    async fn caught_up(&self) {
+        let goal = self.committed.get().min(self.durable.get());
+        let started = self.edge.now();
+        if goal > self.visible.get() {
+            tracing::info!(from = %self.visible.get(), to = %goal, "applying the log to the table");
+        }
+        let signals =
+            self.changed.until(|| (self.visible.get() >= goal || self.is_stopping()).then_some(()));
+        signals.await;
+        let took_ms = (self.edge.now() - started) / 1_000_000;
+        if took_ms > 0 {
+            tracing::info!(took_ms, "table is at {}", self.visible.get());
+        }
+    }
+}
+
+/// Where the on-disk table is, in the data directory.
+#[must_use]
+pub fn table_path(data_dir: &Path) -> std::path::PathBuf {
+    data_dir.join("table")
+}
+
+/// A log id from random words; never [`LogId::NONE`].
+pub fn new_log_id<E: Edge>(edge: &E) -> LogId {
+    LogId([edge.random() | 1, edge.random()])
+}

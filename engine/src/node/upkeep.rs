@@ -1,0 +1,202 @@
+//! Periodic work on the ring thread: segments ahead, checkpoints, table maintenance, silent links.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::NodeError;
+use super::state::{Node, Role, Stop};
+use crate::apply::publish::Mark;
+use crate::apply::table::TableError;
+use crate::edge::{Edge, offload};
+use crate::log::node_state::TableDurable;
+use crate::log::{LogError, SegmentHeader};
+
+/// Keeps the segment after the present one ready.
+pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
+    loop {
+        let header = node.changed.until(|| match next_header(&node) {
+            _ if node.is_stopping() => Some(None),
+            Some(header) if !node.segments.is_ready(header.base) => Some(Some(header)),
+            _ => None,
+        });
+        let Some(header) = header.await else { return };
+        let ensured = node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
+        match ensured {
+            Ok(()) => {
+                if node.segments.failure.borrow_mut().take().is_some() {
+                    node.event("there is space for segments again".to_owned());
+                }
+                node.room.notify();
+                node.changed.notify();
+            }
+            Err(error @ LogError::DiskFull { .. }) => {
+                let before = node.segments.failure.replace(Some(error.to_string()));
+                if before.is_none() {
+                    node.event(error.to_string());
+                }
+                node.room.notify();
+                tokio::time::sleep(DISK_FULL_PAUSE).await;
+            }
+            Err(_) if node.is_stopping() => return,
+            Err(error) => return node.stop(Stop::Failed(NodeError::log(&error))),
+        }
+    }
+}
+
+/// Pause between attempts to make a segment on a full disk.
+const DISK_FULL_PAUSE: Duration = Duration::from_millis(500);
+
+fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
+    match &node.role {
+        Role::Primary(primary) => Some(primary.appender.borrow().next_layout().header),
+        Role::Replica(_) => {
+            let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
+            let body_max = node.frame_body_bytes_max.get() as u64;
+            Some(SegmentHeader::new(node.log_id.get(), base.plus(bytes), bytes, body_max))
+        }
+    }
+}
+
+/// Renews the checkpoint in `node.state`.
+pub async fn checkpoint<E: Edge>(node: Rc<Node<E>>) {
+    let period = Duration::from_millis(node.settings.node.checkpoint_ms.max(1));
+    while pause(&node, period).await {
+        if let Err(error) = node.store_checkpoint().await {
+            return node.stop(Stop::Failed(error));
+        }
+    }
+}
+
+/// Sleeps; false when the node stops.
+async fn pause<E: Edge>(node: &Node<E>, period: Duration) -> bool {
+    let stopping = node.changed.until(|| node.is_stopping().then_some(()));
+    tokio::select! {
+        biased;
+        () = stopping => false,
+        () = tokio::time::sleep(period) => true,
+    }
+}
+
+/// Closes links of replicas that have been silent for too long.
+pub async fn silence<E: Edge>(node: Rc<Node<E>>) {
+    let period = Duration::from_millis((node.settings.cluster.heartbeat_ms / 2).max(1));
+    while pause(&node, period).await {
+        let Some(primary) = node.primary() else { return };
+        let silent = primary.machine.borrow().silent_links(node.edge.now());
+        for link in silent {
+            node.event(format!("replica link {link} is silent: closed"));
+            node.close_link(link);
+        }
+    }
+}
+
+/// How often the table is asked whether there is something to flush.
+const MAINTENANCE_PERIOD: Duration = Duration::from_millis(20);
+/// Pause after a flush that failed.
+const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Flushes and compacts, on the maintenance worker, and keeps the durable position.
+pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
+    while pause(&node, MAINTENANCE_PERIOD).await {
+        if node.table.status().sealed_memtables == 0 && node.table.ready() {
+            continue;
+        }
+        if let Err(error) = flush(&node).await {
+            return node.stop(Stop::Failed(error));
+        }
+    }
+}
+
+async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
+    let table = node.table.clone();
+    let flushed = offload(&node.maintenance, move || table.flush()).await;
+    let mark = match flushed.map_err(|error| NodeError::internal(&error))? {
+        Ok(Some(mark)) => mark,
+        Ok(None) => return Ok(()),
+        Err(error @ TableError::NoSpace { .. }) => {
+            let before = node.table_paused.replace(Some(error.to_string()));
+            if before.is_none() {
+                node.event(format!("apply pauses: {error}"));
+            }
+            tokio::time::sleep(MAINTENANCE_PAUSE).await;
+            return Ok(());
+        }
+        Err(error) => return Err(NodeError::disk(&error)),
+    };
+    if node.table_paused.borrow_mut().take().is_some() {
+        node.event("the table has space again: apply goes on".to_owned());
+    }
+    node.record_table(mark).await?;
+    // The feed may have waited for room in the memtables.
+    node.changed.notify();
+    loop {
+        let table = node.table.clone();
+        let compacted = offload(&node.maintenance, move || table.compact()).await;
+        match compacted.map_err(|error| NodeError::internal(&error))? {
+            Ok(true) if !node.is_stopping() => {
+                let status = node.table.status();
+                // A full set of memtables is more urgent than the next step of compaction.
+                if !node.table.ready() || status.sealed_memtables > 0 {
+                    return Ok(());
+                }
+            }
+            Ok(_) => return Ok(()),
+            Err(error @ TableError::NoSpace { .. }) => {
+                node.table_paused.replace(Some(error.to_string()));
+                tokio::time::sleep(MAINTENANCE_PAUSE).await;
+                return Ok(());
+            }
+            Err(error) => return Err(NodeError::disk(&error)),
+        }
+    }
+}
+
+/// Follows what lanes publish: `visible` on this thread, pending images, whoever waits.
+pub async fn follow_lanes<E: Edge>(
+    node: Rc<Node<E>>,
+    published: std::sync::Arc<tokio::sync::Notify>,
+) {
+    loop {
+        published.notified().await;
+        if let Some(failure) = node.applied.failure() {
+            let text = format!("apply has stopped: {failure}");
+            return node.stop(Stop::Failed(NodeError::damage(&text)));
+        }
+        let visible = node.applied.visible();
+        if visible > node.visible.get() {
+            node.visible.set(visible);
+            if let Some(primary) = node.primary() {
+                primary.pending.borrow_mut().handle_visible(visible);
+            }
+        }
+        node.changed.notify();
+        node.room.notify();
+        if node.is_closing() {
+            return;
+        }
+    }
+}
+
+impl<E: Edge> Node<E> {
+    /// Notes how far the log is durable, so that recovery need not look further back.
+    pub(super) async fn store_checkpoint(&self) -> Result<(), NodeError> {
+        let end = self.durable_end.get();
+        if end.lsn == rowship_proto::Lsn::ZERO {
+            return Ok(());
+        }
+        if self.state.lock().await.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn) {
+            return Ok(());
+        }
+        self.update_state(|state| state.checkpoint = Some(end)).await
+    }
+
+    /// The table is durable up to `mark`: first here, then the table may forget what led there.
+    pub(super) async fn record_table(&self, mark: Mark) -> Result<(), NodeError> {
+        let durable = TableDurable { lsn: mark.lsn, row_count: mark.rows };
+        self.update_state(|state| state.table_durable = durable).await?;
+        let table = self.table.clone();
+        let recorded = offload(&self.maintenance, move || table.recorded(mark.lsn)).await;
+        let recorded = recorded.map_err(|error| NodeError::internal(&error))?;
+        recorded.map_err(|error| NodeError::disk(&error))
+    }
+}
