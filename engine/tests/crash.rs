@@ -100,7 +100,10 @@ fn crash_rounds(replicas: usize, ack: &str, sync: bool, rounds_default: u64) {
     let seed = seed("ROWSHIP_CRASH_SEED");
     eprintln!("{ack}: ROWSHIP_CRASH_SEED={seed}");
     let mut random = Random(seed);
-    let scratch = tempfile::tempdir().unwrap();
+    let mut scratch = tempfile::tempdir().unwrap();
+    // Removed only when all is well: a failure can be looked into.
+    scratch.disable_cleanup(true);
+    eprintln!("{ack}: directories in {}", scratch.path().display());
     let mut cluster = Cluster::start(scratch.path(), replicas, ack, sync);
     for round in 0..rounds("ROWSHIP_CRASH_ROUNDS", rounds_default) {
         cluster.expect_progress(20 + random.below(100));
@@ -143,6 +146,7 @@ fn crash_rounds(replicas: usize, ack: &str, sync: bool, rounds_default: u64) {
     for node in &mut cluster.nodes {
         node.stop();
     }
+    scratch.disable_cleanup(false);
 }
 
 #[test]
@@ -190,8 +194,7 @@ const RESTART_MAX: Duration = Duration::from_secs(10);
 
 /// Where the log of a stopped node ends.
 fn log_end(node: &Node) -> u64 {
-    let (code, out, err) =
-        rowship(&["log", "verify", "--json", node.directory.to_str().unwrap()]);
+    let (code, out, err) = rowship(&["log", "verify", "--json", node.directory.to_str().unwrap()]);
     assert_eq!(code, 0, "{out}{err}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     report["end_lsn"].as_u64().unwrap_or_else(|| panic!("no end in {report}"))
