@@ -1,0 +1,4 @@
+//! See [`rowship_proto::fuzzing::frame_stream`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = rowship_proto::fuzzing::frame_stream(data));

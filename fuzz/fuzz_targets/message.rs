@@ -1,0 +1,4 @@
+//! See [`rowship_proto::fuzzing::message`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = rowship_proto::fuzzing::message(data));
