@@ -1,4 +1,6 @@
 //! See [`rowship_proto::fuzzing::message`].
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = rowship_proto::fuzzing::message(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    rowship_proto::fuzzing::message(data);
+});
