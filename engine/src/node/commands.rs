@@ -232,7 +232,9 @@ fn execute_all<E: Edge>(
             Err(reply) => return (reply, Needs::default()),
         }
     }
-    let view = if exec { View::Latest } else { View::Plain };
+    // Between WATCH and EXEC, reads see what EXEC will compare with.
+    let latest = exec || !client.watched.borrow().is_empty();
+    let view = if latest { View::Latest } else { View::Plain };
     let mut replies: Vec<Reply> =
         commands.iter().map(|command| execute(command, view, &mut rows)).collect();
     let policy = client.policy.get();

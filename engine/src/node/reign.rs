@@ -42,8 +42,9 @@ pub fn role<E: Edge>(
     if !history.push(epoch, log.end) {
         return Err(NodeError::internal(&"the log knows an epoch newer than node.state does"));
     }
-    // The size that the last segment's end announced, when the log ends just there.
-    let header = log.active.unwrap_or_else(|| log.last.next(state.segment_bytes));
+    // When the log ends at a segment's end, that has announced the size of the next one.
+    let announced = log.next_segment_bytes.unwrap_or(state.segment_bytes);
+    let header = log.active.unwrap_or_else(|| log.last.next(announced));
     state.epoch_highest = epoch;
     state.history = history.clone();
     state.promoted = false;
