@@ -255,9 +255,6 @@ impl<E: Edge> Node<E> {
     /// Why not.
     pub fn admission(&self, primary: &PrimaryRole<E>) -> Result<(), Full> {
         let appender = primary.appender.borrow();
-        if self.disk_full.get() {
-            return Err(Full::Disk("the disk is almost full".to_owned()));
-        }
         let unapplied = appender.end().since(self.visible.get());
         let uncommitted = appender.end().since(self.committed.get());
         let limit = self.settings.cluster.uncommitted_bytes_max;

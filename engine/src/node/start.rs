@@ -199,7 +199,6 @@ fn build<E: Edge>(
         next_id: Cell::new(1),
         client_address: RefCell::default(),
         replication_address: RefCell::default(),
-        disk_full: Cell::new(false),
         table_paused: RefCell::new(None),
         started: edge.now(),
         ring,
