@@ -290,6 +290,7 @@ async fn prepare<E: Edge>(
             node.frame_body_bytes_max.set(body_max);
         }
     }
+    node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;
     }
@@ -604,6 +605,23 @@ impl<E: Edge> Node<E> {
         }
     }
 
+    /// What this node heard of as committed beyond the common part of the logs says nothing about
+    /// the bytes that will stand there now (after async, a promoted replica may lack some of it).
+    /// Before the cut: while it waits for the disk nothing of the tail may be applied.
+    fn forget_committed_above(&self, resume: Lsn, cuts: bool) {
+        let committed = self.committed.get();
+        if committed <= resume {
+            return;
+        }
+        if cuts {
+            self.event(format!(
+                "the log was committed up to LSN {committed} under an earlier epoch; the present \
+                 primary has it only up to {resume}"
+            ));
+        }
+        self.committed.set(resume);
+    }
+
     /// A new replica's log starts here.
     fn start_log_at(&self, lsn: Lsn) {
         assert_eq!(self.log_id.get() == LogId::NONE, false);
@@ -628,16 +646,6 @@ impl<E: Edge> Node<E> {
         *state = copy;
         drop(state);
         self.segments.close_above(to);
-        if self.committed.get() > to {
-            // Heard of, received, never applied: the reign that committed it has lost it. What
-            // the new reign writes there is not committed before it says so.
-            self.event(format!(
-                "the log was committed up to LSN {} under an earlier epoch; the present primary \
-                 has it only up to {to}",
-                self.committed.get()
-            ));
-            self.committed.set(to);
-        }
         self.appended.set(to);
         self.durable.set(to);
         self.durable_end.set(end);

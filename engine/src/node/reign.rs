@@ -145,7 +145,7 @@ impl<E: Edge> Node<E> {
     }
 
     /// Images of the inherited tail: written by a reign before, committed only with this one's
-    /// start record. Read-modify-write must see them, plain reads must not.
+    /// start record. Whoever reads them waits for that: they may have been acknowledged before.
     fn restore_pending(&self, primary: &PrimaryRole<E>) -> Result<(), NodeError> {
         let (mut at, end) = (self.committed.get(), self.appended.get());
         let seed = self.log_id.get().seed();

@@ -186,16 +186,30 @@ pub async fn follow_lanes<E: Edge>(
 }
 
 impl<E: Edge> Node<E> {
-    /// Notes how far the log is durable, so that recovery need not look further back.
+    /// Notes how far the log is durable, so that recovery need not look further back, and how far
+    /// it is committed, so that a restart shows what was shown before.
     pub(super) async fn store_checkpoint(&self) -> Result<(), NodeError> {
-        let end = self.durable_end.get();
+        let present = || {
+            let end = self.durable_end.get();
+            (end, self.committed.get().min(end.lsn))
+        };
+        let (end, committed) = present();
         if end.lsn == rowship_proto::Lsn::ZERO {
             return Ok(());
         }
-        if self.state.lock().await.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn) {
-            return Ok(());
+        {
+            let state = self.state.lock().await;
+            let known = state.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn);
+            if known && state.committed >= committed {
+                return Ok(());
+            }
         }
-        self.update_state(|state| state.checkpoint = Some(end)).await
+        // Looked at again under the lock: a cut may have moved both back meanwhile.
+        self.update_state(|state| {
+            let (end, committed) = present();
+            (state.checkpoint, state.committed) = (Some(end), committed);
+        })
+        .await
     }
 
     /// The table is durable up to `mark`: first here, then the table may forget what led there.
