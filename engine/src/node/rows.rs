@@ -31,7 +31,10 @@ pub struct TransactionRows<'a, E: Edge> {
     connection: u64,
     limits: RowLimits,
     fetched: &'a Fetched,
-    pin: Pin,
+    /// Keeps `at` readable, unless `fetched` does.
+    _pin: Option<Pin>,
+    /// All rows are read at this one position of the table.
+    at: Lsn,
     writes: Vec<Write>,
     by_key: HashMap<Bytes, usize>,
     /// A write failed: none of them may be appended.
@@ -68,14 +71,23 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         limits: RowLimits,
         fetched: &'a Fetched,
     ) -> Self {
-        let pin = node.table.pin();
+        // Rows that were fetched and rows still in memory must show the same position: half a
+        // transaction would be seen otherwise. What a primary has committed since then is pending.
+        let (at, pin) = match &fetched.pin {
+            Some((pin, _)) => (pin.at(), None),
+            None => {
+                let pin = node.table.pin();
+                (pin.at(), Some(pin))
+            }
+        };
         let (writes, by_key, void, saw, saw_own) = Default::default();
         TransactionRows {
             node,
             connection,
             limits,
             fetched,
-            pin,
+            _pin: pin,
+            at,
             writes,
             by_key,
             void,
@@ -100,10 +112,10 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let seed = self.node.log_id.get().seed();
         let hash = key_hash(seed, row.table, &row.key);
         let id = RowId { hash, table: row.table, key: &row.key };
-        match self.node.table.get_resident(id, self.pin.at()) {
+        match self.node.table.get_resident(id, self.at) {
             Resident::Found(image) => Ok(image),
             // The keys of a command are fetched before it runs, so this is a race with a flush.
-            Resident::Cold => match self.node.table.get(id, self.pin.at()) {
+            Resident::Cold => match self.node.table.get(id, self.at) {
                 Ok(image) => Ok(image),
                 Err(error) => Err(Reply::error(format!("ERR cannot read the row: {error}"))),
             },
