@@ -190,8 +190,7 @@ const RESTART_MAX: Duration = Duration::from_secs(10);
 
 /// Where the log of a stopped node ends.
 fn log_end(node: &Node) -> u64 {
-    let (code, out, err) =
-        rowship(&["log", "verify", "--json", node.directory.to_str().unwrap()]);
+    let (code, out, err) = rowship(&["log", "verify", "--json", node.directory.to_str().unwrap()]);
     assert_eq!(code, 0, "{out}{err}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     report["end_lsn"].as_u64().unwrap_or_else(|| panic!("no end in {report}"))

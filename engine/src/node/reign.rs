@@ -69,7 +69,8 @@ pub fn role<E: Edge>(
     };
     let policy = settings.cluster.ack.clone();
     let machine = Primary::new(reign, history, policy, log.end, committed);
-    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn: Lsn::ZERO };
+    let (lsn, open_to) = (Lsn::ZERO, Lsn::ZERO);
+    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn, open_to };
     Ok(PrimaryRole {
         machine: RefCell::new(machine),
         appender: RefCell::new(appender),
@@ -79,7 +80,6 @@ pub fn role<E: Edge>(
         links: RefCell::new(BTreeMap::new()),
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
-        indeterminate_to: Cell::new(Lsn::ZERO),
         epoch,
         opening_left: Cell::new(log.opening_left),
     })

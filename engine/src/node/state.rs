@@ -139,9 +139,6 @@ pub struct PrimaryRole<E: Edge> {
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.
     pub limits: RefCell<Vec<ReplyLimit>>,
-    /// Replies to writes up to here are told that their fate is open: replicas went missing
-    /// under `on_missing = refuse`.
-    pub indeterminate_to: Cell<Lsn>,
     /// The epoch.
     pub epoch: Epoch,
     /// Repeats of the last segment's opening that a crash has left out.
@@ -156,6 +153,9 @@ pub struct ReplyLimit {
     pub users: usize,
     /// Replies to writes up to here may leave.
     pub lsn: Lsn,
+    /// Replies to writes up to here that may not leave are told that the fate of the write is
+    /// open: replicas that the policy needs went missing under `on_missing = refuse`.
+    pub open_to: Lsn,
 }
 
 /// The sending side of one replica.
