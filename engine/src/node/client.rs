@@ -17,6 +17,8 @@ use rowship_proto::{Lsn, Position};
 use super::commands;
 use super::signal::Signal;
 use super::state::{Node, ReplyLimit, Role, count};
+use super::supervise::spawn;
+use crate::apply::table::KEY_BYTES_MAX;
 use crate::edge::{Edge, Listener, Stream};
 use crate::intake::decode::decode;
 use crate::intake::key::RowLimits;
@@ -29,7 +31,7 @@ pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
     loop {
         match listener.accept().await {
             Ok(stream) if !node.is_stopping() => {
-                tokio::task::spawn_local(serve(node.clone(), stream));
+                spawn(&node, "client", serve(node.clone(), stream));
             }
             Ok(_) => return,
             Err(error) => {
@@ -168,7 +170,10 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
         policy: Cell::new(0),
         last_write: Cell::new(Lsn::ZERO),
         watched: RefCell::new(Vec::new()),
-        limits: RowLimits { key_bytes_max: settings.key_bytes_max, value_bytes_max },
+        limits: RowLimits {
+            key_bytes_max: settings.key_bytes_max.min(KEY_BYTES_MAX),
+            value_bytes_max,
+        },
         outbox: Outbox::new(settings.replies_bytes_max),
         stream,
     });

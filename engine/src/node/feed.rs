@@ -45,7 +45,8 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
                     // Waits while the lane's queue is full: that is the limit of what is in
                     // flight between the feed and the table.
                     if !lane.send(window.clone()).await {
-                        return;
+                        let text = "an apply lane has ended: a fault of rowship";
+                        return node.stop(Stop::Failed(NodeError::internal(&text)));
                     }
                 }
             }
