@@ -319,6 +319,8 @@ impl Primary {
         if let Some(replica) = self.by_link(link) {
             replica.state = LinkState::Down;
         }
+        // `FIRST k` now looks at another replica.
+        self.recompute();
     }
 
     /// Links to give up: nothing was heard of them for too long.

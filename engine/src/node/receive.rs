@@ -296,7 +296,8 @@ async fn prepare<E: Edge>(
     }
     let body_max = welcome.frame_body_bytes_max;
     let (base, bytes) = welcome.segment;
-    let header = SegmentHeader::new(welcome.log_id, base, bytes, body_max);
+    let header = SegmentHeader::from_peer(welcome.log_id, base, bytes, body_max)
+        .map_err(|error| bad_peer(node, &error))?;
     ensure(node, header).await?;
     if node.appended.get() == Lsn::ZERO {
         node.start_log_at(welcome.resume);
@@ -585,12 +586,13 @@ async fn handle_control<E: Edge>(
             Ok(())
         }
         Control::SegmentEnd(end) => {
-            let header = SegmentHeader::new(
+            let header = SegmentHeader::from_peer(
                 node.log_id.get(),
                 end.next_base,
                 end.next_segment_bytes,
                 welcome.frame_body_bytes_max,
             );
+            let header = header.map_err(|error| bad_peer(node, &error))?;
             ensure(node, header).await
         }
     }
