@@ -92,13 +92,16 @@ pub async fn silence<E: Edge>(node: Rc<Node<E>>) {
 
 /// How often the table is asked whether there is something to flush.
 const MAINTENANCE_PERIOD: Duration = Duration::from_millis(20);
+/// Flushes of a clean stop: as many as there can be sealed memtables, and some to spare.
+const STOP_FLUSHES_MAX: usize = 16;
 /// Pause after a flush that failed.
 const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Flushes and compacts, on the maintenance worker, and keeps the durable position.
 pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
     while pause(&node, MAINTENANCE_PERIOD).await {
-        if node.table.status().sealed_memtables == 0 && node.table.ready() {
+        let paused = node.table_paused.borrow().is_some();
+        if !paused && node.table.status().sealed_memtables == 0 && node.table.ready() {
             continue;
         }
         if let Err(error) = flush(&node).await {
@@ -110,23 +113,18 @@ pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
 async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     let table = node.table.clone();
     let flushed = offload(&node.maintenance, move || table.flush()).await;
-    let mark = match flushed.map_err(|error| NodeError::internal(&error))? {
-        Ok(Some(mark)) => mark,
+    match flushed.map_err(|error| NodeError::internal(&error))? {
+        Ok(Some(mark)) => node.record_table(mark).await?,
+        // Whether there is space again, compaction must find out.
+        Ok(None) if node.table_paused.borrow().is_some() => {}
         Ok(None) => return Ok(()),
         Err(error @ TableError::NoSpace { .. }) => {
-            let before = node.table_paused.replace(Some(error.to_string()));
-            if before.is_none() {
-                node.event(format!("apply pauses: {error}"));
-            }
+            node.pause_table(&error);
             tokio::time::sleep(MAINTENANCE_PAUSE).await;
             return Ok(());
         }
         Err(error) => return Err(NodeError::disk(&error)),
-    };
-    if node.table_paused.borrow_mut().take().is_some() {
-        node.event("the table has space again: apply goes on".to_owned());
     }
-    node.record_table(mark).await?;
     // The feed may have waited for room in the memtables.
     node.changed.notify();
     loop {
@@ -137,18 +135,20 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
                 let status = node.table.status();
                 // A full set of memtables is more urgent than the next step of compaction.
                 if !node.table.ready() || status.sealed_memtables > 0 {
-                    return Ok(());
+                    break;
                 }
             }
-            Ok(_) => return Ok(()),
+            Ok(_) => break,
             Err(error @ TableError::NoSpace { .. }) => {
-                node.table_paused.replace(Some(error.to_string()));
+                node.pause_table(&error);
                 tokio::time::sleep(MAINTENANCE_PAUSE).await;
                 return Ok(());
             }
             Err(error) => return Err(NodeError::disk(&error)),
         }
     }
+    node.resume_table();
+    Ok(())
 }
 
 /// Follows what lanes publish: `visible` on this thread, pending images, whoever waits.
@@ -190,10 +190,56 @@ impl<E: Edge> Node<E> {
         self.update_state(|state| state.checkpoint = Some(end)).await
     }
 
+    /// The table has no space to flush: apply waits for it, and writes are refused.
+    fn pause_table(&self, error: &TableError) {
+        if self.table_paused.replace(Some(error.to_string())).is_none() {
+            self.event(format!("apply pauses: {error}"));
+        }
+        self.changed.notify();
+        self.room.notify();
+    }
+
+    /// Files of the table could be written again.
+    fn resume_table(&self) {
+        if self.table_paused.borrow_mut().take().is_some() {
+            self.event("the table has space again: apply goes on".to_owned());
+            self.changed.notify();
+            self.room.notify();
+        }
+    }
+
+    /// Flushes everything that is applied, so that the next start replays little. For a clean
+    /// stop: [`maintain`] may be in its last flush at the same time.
+    pub(super) async fn flush_all(&self) -> Result<(), NodeError> {
+        for _ in 0..STOP_FLUSHES_MAX {
+            let table = self.table.clone();
+            let flushed = offload(&self.maintenance, move || {
+                table.seal();
+                table.flush()
+            });
+            match flushed.await.map_err(|error| NodeError::internal(&error))? {
+                Ok(Some(mark)) => self.record_table(mark).await?,
+                Ok(None) => return Ok(()),
+                Err(error @ TableError::NoSpace { .. }) => {
+                    tracing::warn!("{error}: the next start replays the log instead");
+                    return Ok(());
+                }
+                Err(error) => return Err(NodeError::disk(&error)),
+            }
+        }
+        Ok(())
+    }
+
     /// The table is durable up to `mark`: first here, then the table may forget what led there.
     pub(super) async fn record_table(&self, mark: Mark) -> Result<(), NodeError> {
         let durable = TableDurable { lsn: mark.lsn, row_count: mark.rows };
-        self.update_state(|state| state.table_durable = durable).await?;
+        // Two flushes may finish one right after the other: the position never goes back.
+        let newer = |state: &mut crate::log::NodeState| {
+            if durable.lsn >= state.table_durable.lsn {
+                state.table_durable = durable;
+            }
+        };
+        self.update_state(newer).await?;
         let table = self.table.clone();
         let recorded = offload(&self.maintenance, move || table.recorded(mark.lsn)).await;
         let recorded = recorded.map_err(|error| NodeError::internal(&error))?;
