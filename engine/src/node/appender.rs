@@ -255,6 +255,9 @@ impl<E: Edge> Node<E> {
     /// Why not.
     pub fn admission(&self, primary: &PrimaryRole<E>) -> Result<(), Full> {
         let appender = primary.appender.borrow();
+        if let Some(paused) = &*self.table_paused.borrow() {
+            return Err(Full::Disk(paused.clone()));
+        }
         let unapplied = appender.end().since(self.visible.get());
         let uncommitted = appender.end().since(self.committed.get());
         let limit = self.settings.cluster.uncommitted_bytes_max;

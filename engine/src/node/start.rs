@@ -44,8 +44,13 @@ pub fn run(settings: Settings) -> Result<(), NodeError> {
     let ring = uring::probe().map_err(|error| no_ring(&error))?;
     tracing::info!(kernel = ring.kernel, features = ?ring.features, "io_uring works");
     let reserve = settings.node.disk_reserve_bytes;
+    // The table's library and everything else that makes files: readable by this user only.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let directory = DataDirectory::open(&settings.node.data_dir, reserve);
-    let directory = directory.map_err(|error: DirectoryError| NodeError::directory(&error))?;
+    let directory = directory.map_err(|error| match &error {
+        DirectoryError::Io { source, .. } => NodeError::directory_or_full(&error, source),
+        _ => NodeError::directory(&error),
+    })?;
     if let Some(warning) = &directory.warning {
         tracing::warn!("{warning}");
     }
@@ -291,7 +296,8 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
     let text = format!("{text}\n");
     let temporary = "addresses.tmp";
     let failed = |error: std::io::Error| {
-        NodeError::directory(&format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE)))
+        let text = format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE));
+        NodeError::directory_or_full(&text, &error)
     };
     if let Err(error) = node.disk.remove(temporary) {
         if error.kind() != std::io::ErrorKind::NotFound {
@@ -332,6 +338,16 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
             tracing::warn!("some replies were still waiting: their clients are told so");
         }
     }
+    if !failed {
+        // While the feed still runs: what is committed is applied, so that it can be flushed.
+        let applied = node.changed.until(|| {
+            let goal = node.committed.get().min(node.durable.get());
+            (node.visible.get() >= goal || node.table_paused.borrow().is_some()).then_some(())
+        });
+        if tokio::time::timeout(patience, applied).await.is_err() {
+            tracing::warn!("apply is behind: the next start goes on with it");
+        }
+    }
     node.closing.set(true);
     node.changed.notify();
     node.replies.notify();
@@ -351,6 +367,10 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
             tracing::warn!("some clients did not take their last reply");
         }
         node.store_checkpoint().await?;
+        match tokio::time::timeout(patience, node.flush_all()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => tracing::warn!("the table's flush takes long: the next start replays more"),
+        }
     }
     for client in node.clients.borrow().values() {
         client.shutdown();

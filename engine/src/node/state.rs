@@ -105,7 +105,7 @@ pub struct Node<E: Edge> {
     pub client_address: RefCell<String>,
     /// Where replicas really connect.
     pub replication_address: RefCell<String>,
-    /// Sync needed before the table's state can be trusted: its last problem.
+    /// Why the table cannot flush: the disk is full. Writes are refused meanwhile.
     pub table_paused: RefCell<Option<String>>,
     /// Started at.
     pub started: Nanos,
