@@ -8,10 +8,11 @@ use rowship_proto::Lsn;
 use rowship_proto::row::{Existed, KEY_BYTES_MAX, Operation, RowWrite, TableId, key_hash};
 
 use super::appender::definitions_fit;
+use super::client::too_large;
 use super::pending::{PendingImage, RowKey};
 use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
-use crate::apply::table::{Resident, RowId};
+use crate::apply::table::{Resident, RowId, TableError};
 use crate::edge::{Edge, offload};
 use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
@@ -38,6 +39,8 @@ pub struct TransactionRows<'a, E: Edge> {
     pub saw: Lsn,
     /// The reply shows the connection's own writes up to here.
     pub saw_own: Lsn,
+    /// Bytes of images read so far, each as often as it was read.
+    read_bytes: usize,
 }
 
 struct Write {
@@ -67,8 +70,19 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         fetched: &'a Fetched,
     ) -> Self {
         let pin = node.table.pin();
-        let (writes, by_key, saw, saw_own) = Default::default();
-        TransactionRows { node, connection, limits, fetched, pin, writes, by_key, saw, saw_own }
+        let (writes, by_key, saw, saw_own, read_bytes) = Default::default();
+        TransactionRows {
+            node,
+            connection,
+            limits,
+            fetched,
+            pin,
+            writes,
+            by_key,
+            saw,
+            saw_own,
+            read_bytes,
+        }
     }
 
     fn row_key(&self, key: &Bytes) -> Result<Option<RowKey>, Reply> {
@@ -183,6 +197,40 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
 impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn read(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
+        let image = self.find(key, view)?;
+        self.read_bytes += image.as_ref().map_or(0, Bytes::len);
+        let bytes_max = self.node.reply_bytes_max();
+        if self.read_bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(image) }
+    }
+
+    fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
+        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
+        debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
+        let image = image.map(Bytes::from);
+        // Of several writes of one transaction to one key only the last matters to anybody.
+        if let Some(&at) = self.by_key.get(key) {
+            self.writes[at].image = image;
+            return Ok(());
+        }
+        let (saw, saw_own) = (self.saw, self.saw_own);
+        let existed = match self.find(key, View::Latest)? {
+            Some(_) => Existed::Yes,
+            None => Existed::No,
+        };
+        // Looking whether the row existed is not something that the client sees.
+        (self.saw, self.saw_own) = (saw, saw_own);
+        self.by_key.insert(key.clone(), self.writes.len());
+        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
+        Ok(())
+    }
+
+    fn value_bytes_max(&self) -> usize {
+        self.limits.value_bytes_max
+    }
+}
+
+impl<E: Edge> TransactionRows<'_, E> {
+    fn find(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
         if let Some(&at) = self.by_key.get(key) {
             return Ok(self.writes[at].image.clone());
         }
@@ -204,31 +252,6 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
             }
         }
         self.stored(key, &row)
-    }
-
-    fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
-        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
-        debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
-        let image = image.map(Bytes::from);
-        // Of several writes of one transaction to one key only the last matters to anybody.
-        if let Some(&at) = self.by_key.get(key) {
-            self.writes[at].image = image;
-            return Ok(());
-        }
-        let (saw, saw_own) = (self.saw, self.saw_own);
-        let existed = match self.read(key, View::Latest)? {
-            Some(_) => Existed::Yes,
-            None => Existed::No,
-        };
-        // Looking whether the row existed is not something that the client sees.
-        (self.saw, self.saw_own) = (saw, saw_own);
-        self.by_key.insert(key.clone(), self.writes.len());
-        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
-        Ok(())
-    }
-
-    fn value_bytes_max(&self) -> usize {
-        self.limits.value_bytes_max
     }
 }
 
@@ -272,18 +295,28 @@ impl<E: Edge> Node<E> {
         }
         count(&self.counters.cold_reads, cold.len() as u64);
         let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
-        let (at, table) = (pin.at(), self.table.clone());
+        let (at, table, bytes_max) = (pin.at(), self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
-            let get = |(key, row, hash): (Bytes, RowKey, u64)| {
+            let (mut rows, mut bytes) = (HashMap::new(), 0);
+            for (key, row, hash) in cold {
                 let id = RowId { hash, table: row.table, key: &row.key };
-                table.get(id, at).map(|image| (key, image))
-            };
-            cold.into_iter().map(get).collect::<Result<HashMap<_, _>, _>>()
+                let image = table.get(id, at)?;
+                bytes += image.as_ref().map_or(0, Bytes::len);
+                if bytes > bytes_max {
+                    return Ok(None);
+                }
+                rows.insert(key, image);
+            }
+            Ok::<_, TableError>(Some(rows))
         });
         let result = read.await;
         let fetched = |rows| Fetched { rows, pin: Some((pin, pending_pin)) };
         match result {
-            Ok(Ok(rows)) => Ok(fetched(rows)),
+            Ok(Ok(Some(rows))) => Ok(fetched(rows)),
+            Ok(Ok(None)) => {
+                self.release(fetched(HashMap::new()));
+                Err(too_large(bytes_max))
+            }
             Ok(Err(error)) => {
                 self.release(fetched(HashMap::new()));
                 Err(Reply::error(format!("ERR cannot read the row: {error}")))

@@ -1,6 +1,8 @@
 //! Real nodes for tests: the real binary, in directories and on ports of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod proxy;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
