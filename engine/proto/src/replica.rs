@@ -80,6 +80,16 @@ impl Holdings<'_> {
             );
             return Err(refuse(RefuseCode::Diverged, text));
         }
+        // Both know the histories, so both must come to the same place. Where the primary's present
+        // reign is the newest that both know, it has all that this replica has of it.
+        let common = welcome.history.common_end(Lsn(u64::MAX), self.history, self.end);
+        if !fresh && common != Some(welcome.resume) {
+            let text = format!(
+                "asked to resume at {}, which is not where the histories of both logs part",
+                welcome.resume
+            );
+            return Err(refuse(RefuseCode::Protocol, text));
+        }
         let cut_to = (!fresh && welcome.resume < self.end).then_some(welcome.resume);
         Ok(Follow { adopt_log, persist_epoch, cut_to })
     }
@@ -259,6 +269,7 @@ mod tests {
         assert_eq!(bend(&|w| w.resume = Lsn(9000)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.frame_body_bytes_max = 0), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.segment.1 = 65_544), Err(RefuseCode::Protocol));
+        assert_eq!(bend(&|w| w.resume = Lsn(7000)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.epoch = epoch(9)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.log_id = LogId([3, 3])), Err(RefuseCode::OtherLog));
     }

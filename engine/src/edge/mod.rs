@@ -62,6 +62,9 @@ pub trait Stream: Clone + 'static {
     fn write_all_parts(&self, parts: Vec<Bytes>) -> impl Future<Output = io::Result<()>>;
     /// Shuts both directions down; pending reads and writes end.
     fn shutdown(&self);
+    /// Whether the other end has stopped sending, or is gone. Asks the system without waiting,
+    /// for those who have no read pending that would tell them.
+    fn is_hung_up(&self) -> bool;
     /// `host:port` of the other end, for messages.
     fn peer(&self) -> String;
 }

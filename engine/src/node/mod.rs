@@ -12,8 +12,8 @@
 //! ```
 //!
 //! - [`state`]: what agents share, and which one moves which position. [`signal`]: waiting.
-//! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`], [`ship`],
-//!   [`latency`]. Replica: [`receive`]. Both: [`writer`], [`tip`], [`segments`], [`feed`],
+//! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`],
+//!   [`greeting`], [`ship`], [`latency`]. Replica: [`receive`]. Both: [`writer`], [`tip`], [`segments`], [`feed`],
 //!   [`dictionary`], [`upkeep`] (periodic work), [`retention`], [`status`].
 //! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires
 //!   all of it to an edge and stops it, [`supervise`] watches the agents.
@@ -27,6 +27,7 @@ pub mod client;
 pub mod commands;
 pub mod dictionary;
 pub mod feed;
+pub mod greeting;
 pub mod latency;
 pub mod open;
 pub mod pending;

@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 
 use super::NodeError;
 use super::appender::{Appender, Moment};
+use super::greeting::Greeting;
 use super::latency::Stamps;
 use super::pending::{Pending, PendingImage, RowKey};
 use super::settings::Settings;
@@ -78,6 +79,8 @@ pub fn role<E: Edge>(
         clock: RefCell::new(Clock::restore(log.clock)),
         stamps: RefCell::new(Stamps::default()),
         links: RefCell::new(BTreeMap::new()),
+        // As many as may follow: all of them may come at once, after a restart of this node.
+        greeting: Greeting::new(settings.node.replicas_max),
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
         epoch,

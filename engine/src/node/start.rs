@@ -40,7 +40,7 @@ const TIP_RUNS_MAX: usize = 8;
 ///
 /// # Errors
 /// Why it ended.
-pub fn run(settings: Settings) -> Result<(), NodeError> {
+pub fn run(mut settings: Settings) -> Result<(), NodeError> {
     let ring = uring::probe().map_err(|error| no_ring(&error))?;
     tracing::info!(kernel = ring.kernel, features = ?ring.features, "io_uring works");
     let reserve = settings.node.disk_reserve_bytes;
@@ -57,6 +57,7 @@ pub fn run(settings: Settings) -> Result<(), NodeError> {
     if settings.node.allow_unauthenticated {
         tracing::warn!("--allow-unauthenticated: anybody who reaches this node can read and write");
     }
+    fit_descriptors(&mut settings, uring::raise_descriptor_limit());
     let keepalive = Duration::from_millis(settings.cluster.client_keepalive_ms.max(1000));
     let disk = directory.disk.clone();
     let served = uring::run(keepalive, |edge| serve(edge, settings, disk, ring));
@@ -64,6 +65,26 @@ pub fn run(settings: Settings) -> Result<(), NodeError> {
     // The lock of the directory is held until everything else is over.
     drop(directory);
     result
+}
+
+/// File descriptors kept for everything that is not a connection: segments, tables, the ring.
+const DESCRIPTORS_OWN: u64 = 512;
+
+/// Lowers `clients_max` to what the system's limit on open files leaves: otherwise clients could
+/// take the descriptors that the log and the table need, and stop the node.
+fn fit_descriptors(settings: &mut Settings, descriptors: u64) {
+    // Each replica may have a half-open link beside its live one.
+    let others = DESCRIPTORS_OWN + 2 * settings.node.replicas_max as u64;
+    let clients_max = descriptors.saturating_sub(others).max(1);
+    if clients_max < settings.node.clients_max as u64 {
+        tracing::warn!(
+            descriptors,
+            clients_max,
+            "the limit on open files (`ulimit -n`) is too low for clients_max = {}: lowered",
+            settings.node.clients_max
+        );
+        settings.node.clients_max = usize::try_from(clients_max).unwrap_or(usize::MAX);
+    }
 }
 
 fn no_ring(error: &std::io::Error) -> NodeError {
@@ -240,6 +261,7 @@ fn spawn_agents<E: Edge>(
     spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
     spawn(node, "flush", upkeep::maintain(node.clone()));
     spawn(node, "compaction", upkeep::compact(node.clone()));
+    spawn(node, "gone clients", upkeep::gone_clients(node.clone()));
     if node.primary().is_some() {
         spawn(node, "silence", upkeep::silence(node.clone()));
     }

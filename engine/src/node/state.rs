@@ -19,6 +19,7 @@ use super::NodeError;
 use super::appender::Appender;
 use super::client::Client;
 use super::dictionary::Dictionary;
+use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
 use super::segments::Segments;
@@ -135,6 +136,8 @@ pub struct PrimaryRole<E: Edge> {
     pub stamps: RefCell<Stamps>,
     /// Links by number.
     pub links: RefCell<BTreeMap<LinkId, Rc<Link<E>>>>,
+    /// Connections that have not said hello.
+    pub greeting: Greeting<E::Stream>,
     /// Stage latencies by replica name; they survive reconnects.
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.

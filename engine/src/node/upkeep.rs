@@ -7,7 +7,7 @@ use super::NodeError;
 use super::state::{Node, Role, Stop};
 use crate::apply::publish::Mark;
 use crate::apply::table::TableError;
-use crate::edge::{Edge, offload};
+use crate::edge::{Edge, Stream, offload};
 use crate::log::node_state::TableDurable;
 use crate::log::{LogError, SegmentHeader};
 
@@ -77,15 +77,41 @@ async fn pause<E: Edge>(node: &Node<E>, period: Duration) -> bool {
     }
 }
 
-/// Closes links of replicas that have been silent for too long.
+/// Closes links of replicas that have been silent for too long, and connections that do not say
+/// who they are.
 pub async fn silence<E: Edge>(node: Rc<Node<E>>) {
     let period = Duration::from_millis((node.settings.cluster.heartbeat_ms / 2).max(1));
     while pause(&node, period).await {
         let Some(primary) = node.primary() else { return };
-        let silent = primary.machine.borrow().silent_links(node.edge.now());
+        let now = node.edge.now();
+        let timeout = node.settings.cluster.peer_timeout_ms * 1_000_000;
+        for stream in primary.greeting.overdue(now.saturating_sub(timeout)) {
+            stream.shutdown();
+        }
+        let silent = primary.machine.borrow().silent_links(now);
         for link in silent {
             node.event(format!("replica link {link} is silent: closed"));
             node.close_link(link);
+        }
+    }
+}
+
+/// How often clients whose command waits are asked whether they are still there.
+const GONE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Gives up clients that went away while their command waits. They get the time that those get
+/// who go away while only their replies wait.
+pub async fn gone_clients<E: Edge>(node: Rc<Node<E>>) {
+    let patience = node.settings.node.stop_timeout_ms * 1_000_000;
+    while pause(&node, GONE_PERIOD).await {
+        let now = node.edge.now();
+        let clients = node.clients.borrow();
+        let gone = clients.values().filter(|client| client.give_up_if_gone(now, patience)).count();
+        drop(clients);
+        if gone > 0 {
+            tracing::debug!(gone, "gave up clients that went away while a command waited");
+            node.changed.notify();
+            node.room.notify();
         }
     }
 }
