@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 
 use super::NodeError;
 use super::appender::{Appender, Moment};
+use super::greeting::Greeting;
 use super::latency::Stamps;
 use super::pending::{Pending, PendingImage, RowKey};
 use super::settings::Settings;
@@ -42,8 +43,9 @@ pub fn role<E: Edge>(
     if !history.push(epoch, log.end) {
         return Err(NodeError::internal(&"the log knows an epoch newer than node.state does"));
     }
-    // The size that the last segment's end announced, when the log ends just there.
-    let header = log.active.unwrap_or_else(|| log.last.next(state.segment_bytes));
+    // When the log ends at a segment's end, that has announced the size of the next one.
+    let announced = log.next_segment_bytes.unwrap_or(state.segment_bytes);
+    let header = log.active.unwrap_or_else(|| log.last.next(announced));
     state.epoch_highest = epoch;
     state.history = history.clone();
     state.promoted = false;
@@ -68,7 +70,8 @@ pub fn role<E: Edge>(
     };
     let policy = settings.cluster.ack.clone();
     let machine = Primary::new(reign, history, policy, log.end, committed);
-    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn: Lsn::ZERO };
+    let (lsn, open_to) = (Lsn::ZERO, Lsn::ZERO);
+    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn, open_to };
     Ok(PrimaryRole {
         machine: RefCell::new(machine),
         appender: RefCell::new(appender),
@@ -76,9 +79,10 @@ pub fn role<E: Edge>(
         clock: RefCell::new(Clock::restore(log.clock)),
         stamps: RefCell::new(Stamps::default()),
         links: RefCell::new(BTreeMap::new()),
+        // As many as may follow: all of them may come at once, after a restart of this node.
+        greeting: Greeting::new(settings.node.replicas_max),
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
-        indeterminate_to: Cell::new(Lsn::ZERO),
         epoch,
         opening_left: Cell::new(log.opening_left),
     })

@@ -19,6 +19,7 @@ use super::NodeError;
 use super::appender::Appender;
 use super::client::Client;
 use super::dictionary::Dictionary;
+use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
 use super::segments::Segments;
@@ -105,9 +106,7 @@ pub struct Node<E: Edge> {
     pub client_address: RefCell<String>,
     /// Where replicas really connect.
     pub replication_address: RefCell<String>,
-    /// Free space below which writes are refused, and what was last seen.
-    pub disk_full: Cell<bool>,
-    /// Sync needed before the table's state can be trusted: its last problem.
+    /// Why the table cannot flush: the disk is full. Writes are refused meanwhile.
     pub table_paused: RefCell<Option<String>>,
     /// Started at.
     pub started: Nanos,
@@ -137,13 +136,12 @@ pub struct PrimaryRole<E: Edge> {
     pub stamps: RefCell<Stamps>,
     /// Links by number.
     pub links: RefCell<BTreeMap<LinkId, Rc<Link<E>>>>,
+    /// Connections that have not said hello.
+    pub greeting: Greeting<E::Stream>,
     /// Stage latencies by replica name; they survive reconnects.
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.
     pub limits: RefCell<Vec<ReplyLimit>>,
-    /// Replies to writes up to here are told that their fate is open: replicas went missing
-    /// under `on_missing = refuse`.
-    pub indeterminate_to: Cell<Lsn>,
     /// The epoch.
     pub epoch: Epoch,
     /// Repeats of the last segment's opening that a crash has left out.
@@ -158,6 +156,9 @@ pub struct ReplyLimit {
     pub users: usize,
     /// Replies to writes up to here may leave.
     pub lsn: Lsn,
+    /// Replies to writes up to here that may not leave are told that the fate of the write is
+    /// open: replicas that the policy needs went missing under `on_missing = refuse`.
+    pub open_to: Lsn,
 }
 
 /// The sending side of one replica.
