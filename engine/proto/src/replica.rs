@@ -253,7 +253,7 @@ mod tests {
             judge(8800, 0, &bent)
         };
         assert_eq!(bend(&|w| w.segment.1 = u64::MAX), Err(RefuseCode::Protocol));
-        assert_eq!(bend(&|w| w.segment.0 = Lsn(u64::MAX & !4095)), Err(RefuseCode::Protocol));
+        assert_eq!(bend(&|w| w.segment.0 = Lsn(!4095)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.resume = Lsn(9000)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.epoch = epoch(9)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.log_id = LogId([3, 3])), Err(RefuseCode::OtherLog));

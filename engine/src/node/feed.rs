@@ -33,17 +33,24 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             })
             .await;
         let Some(limit) = limit else { return };
-        match next_window(&node, limit, lanes.len()).await {
-            Ok(Some(window)) => {
-                let (window, end) = (Arc::new(window.0), window.1);
+        let window = next_window(&node, limit, lanes.len()).await;
+        if limit > node.committed.get().min(node.durable.get()) {
+            // The log was cut while the window was put together: it is not what stands there now.
+            continue;
+        }
+        match window {
+            Ok(Some((window, end))) => {
+                // Before the lanes have it: from here on a cut below `end` must be refused.
+                node.dispatched.set(end);
+                let window = Arc::new(window);
                 for lane in &lanes {
                     // Waits while the lane's queue is full: that is the limit of what is in
                     // flight between the feed and the table.
                     if !lane.send(window.clone()).await {
-                        return;
+                        let text = "an apply lane has ended: a fault of rowship";
+                        return node.stop(Stop::Failed(NodeError::internal(&text)));
                     }
                 }
-                node.dispatched.set(end);
             }
             Ok(None) => {
                 let at = node.dispatched.get();

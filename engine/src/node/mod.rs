@@ -15,7 +15,8 @@
 //! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`], [`ship`],
 //!   [`latency`]. Replica: [`receive`]. Both: [`writer`], [`tip`], [`segments`], [`feed`],
 //!   [`dictionary`], [`upkeep`] (periodic work), [`retention`], [`status`].
-//! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires all of it to an edge, and stops it.
+//! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires
+//!   all of it to an edge and stops it, [`supervise`] watches the agents.
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
 //! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
@@ -41,6 +42,7 @@ pub mod signal;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod supervise;
 pub mod tip;
 pub mod upkeep;
 pub mod writer;

@@ -62,7 +62,10 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         prepare_next(disk, &header).map_err(|error| NodeError::log(&error))?;
     }
     let recovered = recover(disk, &RecoverInput::of(&state));
-    let recovered = recovered.map_err(|error| NodeError::log(&error))?;
+    let mut recovered = recovered.map_err(|error| NodeError::log(&error))?;
+    // Headers say it only up to the frame before the last one: the last rows that readers saw
+    // would be hidden again until somebody says that they are committed.
+    recovered.committed = recovered.committed.max(state.committed.min(recovered.end));
     if let Some(torn) = &recovered.torn {
         events.push(format!(
             "the last write of the log was torn: cut at LSN {} ({} bytes dropped; {})",

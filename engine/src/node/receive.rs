@@ -16,7 +16,7 @@ use rowship_proto::message::{
 };
 use rowship_proto::replica::{Holdings, Progress};
 use rowship_proto::verify::{StreamVerifier, check_padding};
-use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn, Position};
+use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn};
 
 use super::NodeError;
 use super::state::{Node, ReplicaRole, Stop, count};
@@ -290,6 +290,7 @@ async fn prepare<E: Edge>(
             node.frame_body_bytes_max.set(body_max);
         }
     }
+    node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;
     }
@@ -415,13 +416,14 @@ async fn stream<E: Edge>(
                     let from = verifier.next;
                     check_padding(&header, &rest[..len]).map_err(|e| bad_peer(node, &e))?;
                     verifier.accept(&header, body).map_err(|error| bad_peer(node, &error))?;
-                    let control = Control::of(&header, body, begins_epoch, from)
-                        .map_err(|error| bad_peer(node, &error))?;
+                    let epoch = begins_epoch.then_some((header.epoch, from));
+                    let control =
+                        Control::of(&header, body).map_err(|error| bad_peer(node, &error))?;
                     run.add(len, &header);
-                    if let Some(control) = control {
-                        let at = verifier.next;
+                    if epoch.is_some() || control.is_some() {
                         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
-                        handle_control(node, control, welcome, at).await?;
+                        begin_epoch(node, epoch).await?;
+                        handle_control(node, control, welcome).await?;
                         run = RunBuilder::new(&verifier);
                     }
                 }
@@ -533,19 +535,13 @@ async fn take_run<E: Edge>(
 enum Control {
     Tables(Vec<(rowship_proto::row::TableId, Bytes)>),
     SegmentEnd(SegmentEnd),
-    Epoch(Position),
 }
 
 impl Control {
     fn of(
         header: &FrameHeader,
         body: &[u8],
-        begins_epoch: bool,
-        from: Lsn,
     ) -> Result<Option<Control>, rowship_proto::frame::FrameError> {
-        if begins_epoch {
-            return Ok(Some(Control::Epoch(Position { epoch: header.epoch, lsn: from })));
-        }
         Ok(match header.kind() {
             Some(FrameKind::TableDefine) => {
                 let tables = TableDefinitions::parse(body)?;
@@ -562,12 +558,24 @@ impl Control {
     }
 }
 
+/// A reign begins at this frame, whatever kind it is.
+async fn begin_epoch<E: Edge>(
+    node: &Rc<Node<E>>,
+    epoch: Option<(Epoch, Lsn)>,
+) -> Result<(), Ended> {
+    let Some((epoch, start)) = epoch else { return Ok(()) };
+    let push = |state: &mut crate::log::NodeState| {
+        state.history.push(epoch, start);
+    };
+    node.update_state(push).await.map_err(Ended::Fatal)
+}
+
 async fn handle_control<E: Edge>(
     node: &Rc<Node<E>>,
-    control: Control,
+    control: Option<Control>,
     welcome: &Welcome,
-    at: Lsn,
 ) -> Result<(), Ended> {
+    let Some(control) = control else { return Ok(()) };
     match control {
         Control::Tables(tables) => {
             let mut dictionary = node.dictionary.borrow_mut();
@@ -577,7 +585,6 @@ async fn handle_control<E: Edge>(
             Ok(())
         }
         Control::SegmentEnd(end) => {
-            debug_assert_eq!(end.next_frame(), at);
             let header = SegmentHeader::new(
                 node.log_id.get(),
                 end.next_base,
@@ -585,12 +592,6 @@ async fn handle_control<E: Edge>(
                 welcome.frame_body_bytes_max,
             );
             ensure(node, header).await
-        }
-        Control::Epoch(start) => {
-            let push = |state: &mut crate::log::NodeState| {
-                state.history.push(start.epoch, start.lsn);
-            };
-            node.update_state(push).await.map_err(Ended::Fatal)
         }
     }
 }
@@ -602,6 +603,23 @@ impl<E: Edge> Node<E> {
             self.committed.set(committed);
             self.changed.notify();
         }
+    }
+
+    /// What this node heard of as committed beyond the common part of the logs says nothing about
+    /// the bytes that will stand there now (after async, a promoted replica may lack some of it).
+    /// Before the cut: while it waits for the disk nothing of the tail may be applied.
+    fn forget_committed_above(&self, resume: Lsn, cuts: bool) {
+        let committed = self.committed.get();
+        if committed <= resume {
+            return;
+        }
+        if cuts {
+            self.event(format!(
+                "the log was committed up to LSN {committed} under an earlier epoch; the present \
+                 primary has it only up to {resume}"
+            ));
+        }
+        self.committed.set(resume);
     }
 
     /// A new replica's log starts here.

@@ -1,7 +1,7 @@
 //! One transaction's view of the rows: what it read, what it writes, and what its reply must
 //! wait for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
@@ -13,7 +13,7 @@ use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
 use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
-use crate::intake::execute::{Rows, View};
+use crate::intake::execute::{REPLY_BYTES_MAX, Rows, View};
 use crate::intake::key::{RowLimits, split_key};
 use crate::intake::reply::Reply;
 
@@ -31,9 +31,14 @@ pub struct TransactionRows<'a, E: Edge> {
     connection: u64,
     limits: RowLimits,
     fetched: &'a Fetched,
-    pin: Pin,
+    /// Keeps `at` readable, unless `fetched` does.
+    _pin: Option<Pin>,
+    /// All rows are read at this one position of the table.
+    at: Lsn,
     writes: Vec<Write>,
     by_key: HashMap<Bytes, usize>,
+    /// A write failed: none of them may be appended.
+    void: Option<Reply>,
     /// The reply must not leave before this is committed: it shows others' uncommitted images.
     pub saw: Lsn,
     /// The reply shows the connection's own writes up to here.
@@ -66,9 +71,29 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         limits: RowLimits,
         fetched: &'a Fetched,
     ) -> Self {
-        let pin = node.table.pin();
-        let (writes, by_key, saw, saw_own) = Default::default();
-        TransactionRows { node, connection, limits, fetched, pin, writes, by_key, saw, saw_own }
+        // Rows that were fetched and rows still in memory must show the same position: half a
+        // transaction would be seen otherwise. What a primary has committed since then is pending.
+        let (at, pin) = match &fetched.pin {
+            Some((pin, _)) => (pin.at(), None),
+            None => {
+                let pin = node.table.pin();
+                (pin.at(), Some(pin))
+            }
+        };
+        let (writes, by_key, void, saw, saw_own) = Default::default();
+        TransactionRows {
+            node,
+            connection,
+            limits,
+            fetched,
+            _pin: pin,
+            at,
+            writes,
+            by_key,
+            void,
+            saw,
+            saw_own,
+        }
     }
 
     fn row_key(&self, key: &Bytes) -> Result<Option<RowKey>, Reply> {
@@ -87,10 +112,10 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let seed = self.node.log_id.get().seed();
         let hash = key_hash(seed, row.table, &row.key);
         let id = RowId { hash, table: row.table, key: &row.key };
-        match self.node.table.get_resident(id, self.pin.at()) {
+        match self.node.table.get_resident(id, self.at) {
             Resident::Found(image) => Ok(image),
             // The keys of a command are fetched before it runs, so this is a race with a flush.
-            Resident::Cold => match self.node.table.get(id, self.pin.at()) {
+            Resident::Cold => match self.node.table.get(id, self.at) {
                 Ok(image) => Ok(image),
                 Err(error) => Err(Reply::error(format!("ERR cannot read the row: {error}"))),
             },
@@ -99,6 +124,9 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
     /// Appends what was written; admission was asked for just before.
     pub fn append(self, primary: &PrimaryRole<E>) -> Written {
+        if let Some(reply) = self.void {
+            return Written::Refused(reply);
+        }
         if self.writes.is_empty() {
             return Written::Nothing;
         }
@@ -216,9 +244,13 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
             return Ok(());
         }
         let (saw, saw_own) = (self.saw, self.saw_own);
-        let existed = match self.read(key, View::Latest)? {
-            Some(_) => Existed::Yes,
-            None => Existed::No,
+        let existed = match self.read(key, View::Latest) {
+            Ok(Some(_)) => Existed::Yes,
+            Ok(None) => Existed::No,
+            Err(reply) => {
+                self.void.get_or_insert(reply.clone());
+                return Err(reply);
+            }
         };
         // Looking whether the row existed is not something that the client sees.
         (self.saw, self.saw_own) = (saw, saw_own);
@@ -232,6 +264,10 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
     }
 }
 
+/// Bytes of rows from the disk that one transaction may hold in memory: as many as its replies may
+/// ([`REPLY_BYTES_MAX`]). A short command can name many large rows.
+const FETCHED_BYTES_MAX: usize = REPLY_BYTES_MAX;
+
 impl<E: Edge> Node<E> {
     /// Fetches, on the reader thread, those of `keys` that are neither pending nor in memory. The
     /// result keeps what was written meanwhile from being missed; give it to [`Node::release`].
@@ -242,7 +278,8 @@ impl<E: Edge> Node<E> {
         let pin = self.table.pin();
         let seed = self.log_id.get().seed();
         let mut cold: Vec<(Bytes, RowKey, u64)> = Vec::new();
-        for key in keys {
+        let mut seen = HashSet::new();
+        for key in keys.iter().filter(|key| seen.insert(*key)) {
             let parts = split_key(key, limits).map_err(|error| error.reply())?;
             let table = match &parts.table {
                 None => TableId::NO_PREFIX,
@@ -274,11 +311,17 @@ impl<E: Edge> Node<E> {
         let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
         let (at, table) = (pin.at(), self.table.clone());
         let read = offload(&self.reader, move || {
-            let get = |(key, row, hash): (Bytes, RowKey, u64)| {
+            let (mut rows, mut bytes) = (HashMap::with_capacity(cold.len()), 0);
+            for (key, row, hash) in cold {
                 let id = RowId { hash, table: row.table, key: &row.key };
-                table.get(id, at).map(|image| (key, image))
-            };
-            cold.into_iter().map(get).collect::<Result<HashMap<_, _>, _>>()
+                let image = table.get(id, at).map_err(|error| error.to_string())?;
+                bytes += image.as_ref().map_or(0, Bytes::len);
+                if bytes > FETCHED_BYTES_MAX {
+                    return Err(format!("its rows hold more than {FETCHED_BYTES_MAX} bytes"));
+                }
+                rows.insert(key, image);
+            }
+            Ok(rows)
         });
         let result = read.await;
         let fetched = |rows| Fetched { rows, pin: Some((pin, pending_pin)) };
@@ -286,7 +329,7 @@ impl<E: Edge> Node<E> {
             Ok(Ok(rows)) => Ok(fetched(rows)),
             Ok(Err(error)) => {
                 self.release(fetched(HashMap::new()));
-                Err(Reply::error(format!("ERR cannot read the row: {error}")))
+                Err(Reply::error(format!("ERR cannot read the rows: {error}")))
             }
             Err(error) => {
                 self.release(fetched(HashMap::new()));

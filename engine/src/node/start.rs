@@ -16,6 +16,7 @@ use super::segments::Segments;
 use super::settings::Settings;
 use super::signal::Signal;
 use super::state::{Counters, Node, ReplicaRole, Role, Stop};
+use super::supervise::spawn;
 use super::tip::Tip;
 use super::writer::WriteQueue;
 use super::{NodeError, client, feed, receive, ship, upkeep};
@@ -163,8 +164,8 @@ fn build<E: Edge>(
         }
     };
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
-    let (reader, preparation, maintenance) =
-        (jobs("reader")?, jobs("preparation")?, jobs("maintenance")?);
+    let (reader, preparation) = (jobs("reader")?, jobs("preparation")?);
+    let (maintenance, compaction) = (jobs("flush")?, jobs("compaction")?);
     let segments = Segments::new(maps, settings.node.spare_segments);
     if let Some(active) = recovered.as_ref().and_then(|log| log.active) {
         segments.open_file(&edge, &disk, &active).map_err(|error| NodeError::log(&error))?;
@@ -190,10 +191,12 @@ fn build<E: Edge>(
         changed: Signal::default(),
         replies: Signal::default(),
         room: Signal::default(),
+        compact: Notify::new(),
         state: tokio::sync::Mutex::new(state),
         reader,
         preparation,
         maintenance,
+        compaction,
         stopping: RefCell::new(None),
         closing: Cell::new(false),
         events: RefCell::new(VecDeque::new()),
@@ -230,15 +233,15 @@ fn spawn_agents<E: Edge>(
     lanes: Vec<Worker<Arc<Window>>>,
     published: Arc<Notify>,
 ) {
-    use tokio::task::spawn_local;
-    spawn_local(super::writer::run(node.clone()));
-    spawn_local(feed::run(node.clone(), lanes));
-    spawn_local(upkeep::follow_lanes(node.clone(), published));
-    spawn_local(upkeep::prepare_segments(node.clone()));
-    spawn_local(upkeep::checkpoint(node.clone()));
-    spawn_local(upkeep::maintain(node.clone()));
+    spawn(node, "writer", super::writer::run(node.clone()));
+    spawn(node, "feed", feed::run(node.clone(), lanes));
+    spawn(node, "lanes' follower", upkeep::follow_lanes(node.clone(), published));
+    spawn(node, "preparation", upkeep::prepare_segments(node.clone()));
+    spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
+    spawn(node, "flush", upkeep::maintain(node.clone()));
+    spawn(node, "compaction", upkeep::compact(node.clone()));
     if node.primary().is_some() {
-        spawn_local(upkeep::silence(node.clone()));
+        spawn(node, "silence", upkeep::silence(node.clone()));
     }
 }
 
@@ -263,12 +266,12 @@ async fn open_for_business<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError>
     if node.primary().is_some() {
         let (replicas, address) = listen(&settings.replication_listen, "replicas")?;
         *node.replication_address.borrow_mut() = address;
-        tokio::task::spawn_local(ship::accept(node.clone(), replicas));
+        spawn(node, "replica acceptor", ship::accept(node.clone(), replicas));
     }
     write_addresses(node)?;
-    tokio::task::spawn_local(client::accept(node.clone(), clients));
+    spawn(node, "client acceptor", client::accept(node.clone(), clients));
     if let Some(primary) = &settings.replica_of {
-        tokio::task::spawn_local(receive::run(node.clone(), primary.clone()));
+        spawn(node, "receiver", receive::run(node.clone(), primary.clone()));
     }
     tracing::info!(
         name = %settings.name,

@@ -97,11 +97,17 @@ const STOP_FLUSHES_MAX: usize = 16;
 /// Pause after a flush that failed.
 const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
 
-/// Flushes and compacts, on the maintenance worker, and keeps the durable position.
+/// Flushes, on the maintenance worker, and keeps the durable position.
 pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
-    while pause(&node, MAINTENANCE_PERIOD).await {
-        let paused = node.table_paused.borrow().is_some();
-        if !paused && node.table.status().sealed_memtables == 0 && node.table.ready() {
+    loop {
+        // Not when the stop begins: what is still applied then needs room in the memtables.
+        let closing = node.changed.until(|| node.is_closing().then_some(()));
+        tokio::select! {
+            biased;
+            () = closing => return,
+            () = tokio::time::sleep(MAINTENANCE_PERIOD) => {}
+        }
+        if node.table.status().sealed_memtables == 0 && node.table.ready() {
             continue;
         }
         if let Err(error) = flush(&node).await {
@@ -115,8 +121,6 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     let flushed = offload(&node.maintenance, move || table.flush()).await;
     match flushed.map_err(|error| NodeError::internal(&error))? {
         Ok(Some(mark)) => node.record_table(mark).await?,
-        // Whether there is space again, compaction must find out.
-        Ok(None) if node.table_paused.borrow().is_some() => {}
         Ok(None) => return Ok(()),
         Err(error @ TableError::NoSpace { .. }) => {
             node.pause_table(&error);
@@ -125,30 +129,42 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
         }
         Err(error) => return Err(NodeError::disk(&error)),
     }
+    node.resume_table();
     // The feed may have waited for room in the memtables.
     node.changed.notify();
+    node.compact.notify_one();
+    Ok(())
+}
+
+/// Compacts after flushes, step by step, on a worker of its own.
+pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
     loop {
-        let table = node.table.clone();
-        let compacted = offload(&node.maintenance, move || table.compact()).await;
-        match compacted.map_err(|error| NodeError::internal(&error))? {
-            Ok(true) if !node.is_stopping() => {
-                let status = node.table.status();
-                // A full set of memtables is more urgent than the next step of compaction.
-                if !node.table.ready() || status.sealed_memtables > 0 {
-                    break;
+        let stopping = node.changed.until(|| node.is_stopping().then_some(()));
+        tokio::select! {
+            biased;
+            () = stopping => return,
+            () = node.compact.notified() => {}
+        }
+        let mut waited_for_space = false;
+        while !node.is_stopping() {
+            let table = node.table.clone();
+            let compacted = offload(&node.compaction, move || table.compact()).await;
+            match compacted {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => break,
+                Ok(Err(error @ TableError::NoSpace { .. })) => {
+                    waited_for_space = true;
+                    node.pause_table(&error);
+                    tokio::time::sleep(MAINTENANCE_PAUSE).await;
                 }
+                Ok(Err(error)) => return node.stop(Stop::Failed(NodeError::disk(&error))),
+                Err(error) => return node.stop(Stop::Failed(NodeError::internal(&error))),
             }
-            Ok(_) => break,
-            Err(error @ TableError::NoSpace { .. }) => {
-                node.pause_table(&error);
-                tokio::time::sleep(MAINTENANCE_PAUSE).await;
-                return Ok(());
-            }
-            Err(error) => return Err(NodeError::disk(&error)),
+        }
+        if waited_for_space {
+            node.resume_table();
         }
     }
-    node.resume_table();
-    Ok(())
 }
 
 /// Follows what lanes publish: `visible` on this thread, pending images, whoever waits.
@@ -178,16 +194,30 @@ pub async fn follow_lanes<E: Edge>(
 }
 
 impl<E: Edge> Node<E> {
-    /// Notes how far the log is durable, so that recovery need not look further back.
+    /// Notes how far the log is durable, so that recovery need not look further back, and how far
+    /// it is committed, so that a restart shows what was shown before.
     pub(super) async fn store_checkpoint(&self) -> Result<(), NodeError> {
-        let end = self.durable_end.get();
+        let present = || {
+            let end = self.durable_end.get();
+            (end, self.committed.get().min(end.lsn))
+        };
+        let (end, committed) = present();
         if end.lsn == rowship_proto::Lsn::ZERO {
             return Ok(());
         }
-        if self.state.lock().await.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn) {
-            return Ok(());
+        {
+            let state = self.state.lock().await;
+            let known = state.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn);
+            if known && state.committed >= committed {
+                return Ok(());
+            }
         }
-        self.update_state(|state| state.checkpoint = Some(end)).await
+        // Looked at again under the lock: a cut may have moved both back meanwhile.
+        self.update_state(|state| {
+            let (end, committed) = present();
+            (state.checkpoint, state.committed) = (Some(end), committed);
+        })
+        .await
     }
 
     /// The table has no space to flush: apply waits for it, and writes are refused.

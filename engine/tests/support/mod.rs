@@ -1,6 +1,8 @@
 //! Real nodes for tests: the real binary, in directories and on ports of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod load;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,6 +60,13 @@ impl Node {
         }
     }
 
+    /// Forgets whom it followed: it starts as a primary next time.
+    pub fn lead(&mut self) {
+        if let Some(at) = self.flags.iter().position(|known| known == "--replica-of") {
+            self.flags.drain(at..=at + 1);
+        }
+    }
+
     /// Starts the process and waits until it listens.
     pub fn start(&mut self) -> &mut Node {
         self.spawn();
@@ -79,9 +88,12 @@ impl Node {
         // A stale file would name ports of the process before.
         let _ = std::fs::remove_file(self.addresses_path());
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let usual = ["--listen", "--replication-listen"].into_iter();
+        let usual = usual.filter(|flag| !self.flags.iter().any(|given| given == flag));
+        let usual = usual.flat_map(|flag| [flag, "127.0.0.1:0"]);
         let child = Command::new(binary())
             .args(["serve", "--preset", "tiny", "--name", &self.name])
-            .args(["--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"])
+            .args(usual)
             .arg("--data-dir")
             .arg(&self.directory)
             .args(&self.flags)
@@ -244,6 +256,33 @@ impl Random {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+/// A loopback address that nobody listens on, outside the range from which the system takes ports
+/// for outgoing connections (one of those could take it, or connect to itself, while its node is
+/// down).
+pub fn free_address() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let salt = std::process::id().wrapping_mul(131) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 10_000 + salt % 20_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// The seed in this environment variable, or one from the clock; callers print it.
+pub fn seed(variable: &str) -> u64 {
+    let given = std::env::var(variable).ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    given.unwrap_or(now.as_nanos() as u64) | 1
+}
+
+/// Rounds from the environment, or the default.
+pub fn rounds(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// A node that must not start, or must end by itself: exit code, and what it said this time.
