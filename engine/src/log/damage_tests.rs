@@ -290,9 +290,6 @@ impl Disk for ReadWhileWritten {
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
         self.now.map(name)
     }
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.now.free_bytes()
-    }
     fn path(&self, name: &str) -> String {
         self.now.path(name)
     }
