@@ -64,6 +64,8 @@ pub struct Replica {
     pub promises_broken: u64,
     /// Last sign of life.
     pub heard: Nanos,
+    /// It has once been ready for the stream in this reign.
+    streamed: bool,
     resume: Lsn,
     resume_chain: u64,
 }
@@ -196,6 +198,7 @@ impl Primary {
             durable_promised: resume,
             promises_broken: 0,
             heard: now,
+            streamed: false,
             resume,
             resume_chain: 0,
         };
@@ -209,6 +212,7 @@ impl Primary {
                 return Err(refuse(RefuseCode::NameInUse, Lsn::ZERO, text));
             }
             accepted.replaces = live.then_some(known.link);
+            replica.streamed = known.streamed;
             if known.incarnation == hello.incarnation {
                 replica.promises_broken = known.promises_broken;
                 if resume < known.durable_promised {
@@ -258,6 +262,7 @@ impl Primary {
             return Err(protocol("visible beyond the end of the log"));
         }
         replica.state = LinkState::Streaming;
+        replica.streamed = true;
         replica.heard = now;
         replica.acked = Ack {
             received: ready.resume,
@@ -314,11 +319,15 @@ impl Primary {
         Ok(before)
     }
 
-    /// The link is gone.
+    /// The link is gone. What never got as far as the stream leaves nothing behind: a hello alone
+    /// proves nothing, and must not take a name or hold back retention.
     pub fn handle_link_down(&mut self, link: LinkId) {
         if let Some(replica) = self.by_link(link) {
             replica.state = LinkState::Down;
         }
+        self.replicas.retain(|_, replica| replica.state != LinkState::Down || replica.streamed);
+        // `FIRST k` now looks at another replica.
+        self.recompute();
     }
 
     /// Links to give up: nothing was heard of them for too long.

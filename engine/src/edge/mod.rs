@@ -62,6 +62,9 @@ pub trait Stream: Clone + 'static {
     fn write_all_parts(&self, parts: Vec<Bytes>) -> impl Future<Output = io::Result<()>>;
     /// Shuts both directions down; pending reads and writes end.
     fn shutdown(&self);
+    /// Whether the other end has stopped sending, or is gone. Asks the system without waiting,
+    /// for those who have no read pending that would tell them.
+    fn is_hung_up(&self) -> bool;
     /// `host:port` of the other end, for messages.
     fn peer(&self) -> String;
 }
@@ -106,8 +109,6 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Maps the whole file for reading. The map sees later writes to the file.
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>>;
-    /// Bytes that can still be written to this file system.
-    fn free_bytes(&self) -> io::Result<u64>;
     /// Where this directory is, for messages.
     fn path(&self, name: &str) -> String;
 }

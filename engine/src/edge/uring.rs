@@ -83,6 +83,19 @@ pub fn probe() -> io::Result<RingReport> {
     })
 }
 
+/// Raises this process's limit on open files as far as it may, and returns it: the usual soft
+/// limit of 1024 is below what the default settings allow in clients alone.
+#[must_use]
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("cannot raise the limit on open files: {error}");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 impl Edge for UringEdge {
     type Stream = UringStream;
     type Listener = UringListener;
@@ -172,14 +185,12 @@ impl Edge for UringEdge {
 
 impl UringEdge {
     fn stream(&self, stream: tokio_uring::net::TcpStream, peer: String) -> io::Result<UringStream> {
-        use std::os::fd::{AsRawFd, BorrowedFd};
         stream.set_nodelay(true)?;
         let keepalive =
             socket2::TcpKeepalive::new().with_time(self.inner.keepalive).with_retries(3);
-        // SAFETY: the descriptor is open: `stream` owns it and outlives this borrow.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-        socket2::SockRef::from(&descriptor).set_tcp_keepalive(&keepalive)?;
-        Ok(UringStream { stream: Rc::new(stream), peer: peer.into() })
+        let stream = UringStream { stream: Rc::new(stream), peer: peer.into() };
+        socket2::SockRef::from(&stream.descriptor()).set_tcp_keepalive(&keepalive)?;
+        Ok(stream)
     }
 }
 
@@ -227,8 +238,25 @@ impl Stream for UringStream {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
+    fn is_hung_up(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let descriptor = self.descriptor();
+        let mut asked = [PollFd::new(&descriptor, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Errors and hang-ups are always reported; a poll that fails tells nothing.
+        poll(&mut asked, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
     fn peer(&self) -> String {
         self.peer.to_string()
+    }
+}
+
+impl UringStream {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::{AsRawFd, BorrowedFd};
+        // SAFETY: the descriptor is open: the stream owns it, and the borrow cannot outlive it.
+        unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
     }
 }
 

@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rowship_proto::ack::ClientPolicy;
-use rowship_proto::{Lsn, Position};
+use rowship_proto::message::{MESSAGE_MAGIC, Message, Refuse, RefuseCode};
+use rowship_proto::{Lsn, Nanos, Position};
 
 use super::commands;
 use super::signal::Signal;
 use super::state::{Node, ReplyLimit, Role, count};
+use super::supervise::spawn;
+use crate::apply::table::KEY_BYTES_MAX;
 use crate::edge::{Edge, Listener, Stream};
 use crate::intake::decode::decode;
 use crate::intake::key::RowLimits;
@@ -29,7 +32,7 @@ pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
     loop {
         match listener.accept().await {
             Ok(stream) if !node.is_stopping() => {
-                tokio::task::spawn_local(serve(node.clone(), stream));
+                spawn(&node, "client", serve(node.clone(), stream));
             }
             Ok(_) => return,
             Err(error) => {
@@ -58,6 +61,10 @@ pub struct Client<E: Edge> {
     /// Replies on their way out.
     pub outbox: Outbox,
     stream: E::Stream,
+    /// A read is pending, which will tell when the client goes away.
+    reading: Cell<bool>,
+    /// Since when the client is known to have stopped sending, while no read is pending.
+    hung_up: Cell<Option<Nanos>>,
 }
 
 /// What a reply waits for.
@@ -82,6 +89,7 @@ pub struct Outbox {
     queue: RefCell<VecDeque<Outgoing>>,
     bytes: Cell<usize>,
     bytes_max: usize,
+    reply_bytes_max: usize,
     /// A write is in flight.
     sending: Cell<bool>,
     /// The socket is of no more use.
@@ -101,16 +109,21 @@ const QUERY_BYTES_MIN: usize = 4 << 10;
 const QUERY_GROW_BYTES: usize = 1 << 20;
 
 impl Outbox {
-    fn new(bytes_max: usize) -> Outbox {
+    fn new(bytes_max: usize, reply_bytes_max: usize) -> Outbox {
         let queue = RefCell::new(VecDeque::new());
         let (bytes, sending, broken, last, changed) = Default::default();
-        Outbox { queue, bytes, bytes_max, sending, broken, last, changed }
+        Outbox { queue, bytes, bytes_max, reply_bytes_max, sending, broken, last, changed }
     }
 
-    /// Adds a reply.
+    /// Adds a reply. One that is larger than a reply may be is replaced by an error that says so.
     pub fn push(&self, reply: &Reply, version: RespVersion, needs: Needs) {
-        let mut encoded = BytesMut::with_capacity(reply.encoded_bytes_max());
-        reply.encode(version, &mut encoded);
+        let bytes = reply.encoded_bytes_max();
+        let mut encoded = BytesMut::with_capacity(bytes.min(self.reply_bytes_max));
+        if bytes > self.reply_bytes_max {
+            too_large(self.reply_bytes_max).encode(version, &mut encoded);
+        } else {
+            reply.encode(version, &mut encoded);
+        }
         self.bytes.set(self.bytes.get() + encoded.len() + REPLY_OVERHEAD_BYTES);
         let bytes = encoded.freeze();
         self.queue.borrow_mut().push_back(Outgoing { needs, bytes, version });
@@ -168,9 +181,14 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
         policy: Cell::new(0),
         last_write: Cell::new(Lsn::ZERO),
         watched: RefCell::new(Vec::new()),
-        limits: RowLimits { key_bytes_max: settings.key_bytes_max, value_bytes_max },
-        outbox: Outbox::new(settings.replies_bytes_max),
+        limits: RowLimits {
+            key_bytes_max: settings.key_bytes_max.min(KEY_BYTES_MAX),
+            value_bytes_max,
+        },
+        outbox: Outbox::new(settings.replies_bytes_max, node.reply_bytes_max()),
         stream,
+        reading: Cell::new(false),
+        hung_up: Cell::new(None),
     });
     node.clients.borrow_mut().insert(client.id, client.clone());
     let writer = tokio::task::spawn_local(write(node.clone(), client.clone()));
@@ -224,6 +242,9 @@ async fn read<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>) {
     let mut scanner = Scanner::new(limits);
     let mut buffer = BytesMut::with_capacity(QUERY_BYTES_MIN);
     loop {
+        if buffer.starts_with(&MESSAGE_MAGIC.to_le_bytes()) {
+            return not_a_client(node, client).await;
+        }
         let wanted = match scanner.scan(&buffer) {
             Ok(Scan::Complete { len, form }) => {
                 let command = buffer.split_to(len).freeze();
@@ -249,13 +270,28 @@ async fn read<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>) {
         if buffer.capacity() - buffer.len() < wanted.min(QUERY_BYTES_MIN) {
             buffer.reserve(grow);
         }
+        client.reading.set(true);
         let (read, filled) = client.stream.read(buffer).await;
+        client.reading.set(false);
         buffer = filled;
         match read {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
     }
+}
+
+/// A replica at the wrong port: its operator should read why.
+async fn not_a_client<E: Edge>(node: &Node<E>, client: &Client<E>) {
+    count(&node.counters.protocol_errors, 1);
+    let text = match node.replication_address.borrow().as_str() {
+        "" => "this is a port for clients, and this node is a replica itself".to_owned(),
+        address => format!("this is a port for clients; replicas connect to {address}"),
+    };
+    tracing::warn!(peer = client.stream.peer(), "a replica connected to the port for clients");
+    let refuse = Refuse { code: RefuseCode::Protocol, lsn: Lsn::ZERO, text };
+    // It may be gone already, and has been logged.
+    let _ = client.stream.write_all(Message::Refuse(refuse).encode().into()).await;
 }
 
 fn broken<E: Edge>(node: &Node<E>, client: &Client<E>, session: &Session, reply: &Reply) {
@@ -364,9 +400,46 @@ impl<E: Edge> Client<E> {
     pub fn shutdown(&self) {
         self.stream.shutdown();
     }
+
+    /// Gives the connection up when its client has stopped sending for `patience` while a command
+    /// waits, so that nothing reads from it: WAIT without replicas would wait forever. Returns
+    /// whether it did.
+    pub fn give_up_if_gone(&self, now: Nanos, patience: Nanos) -> bool {
+        if self.reading.get() || self.outbox.broken.get() || !self.stream.is_hung_up() {
+            self.hung_up.set(None);
+            return false;
+        }
+        let since = self.hung_up.get().unwrap_or(now);
+        self.hung_up.set(Some(since));
+        if now.saturating_sub(since) < patience {
+            return false;
+        }
+        self.outbox.give_up();
+        self.stream.shutdown();
+        true
+    }
 }
 
+/// What a command is told that would answer more than a reply may hold.
+pub fn too_large(reply_bytes_max: usize) -> Reply {
+    Reply::error(format!(
+        "ERR the reply is larger than {reply_bytes_max} bytes (replies_bytes_max): ask for less at \
+         once"
+    ))
+}
+
+/// Least that one reply may be, whatever the settings say: two pages of a scan.
+const REPLY_BYTES_MIN: usize = 8 << 20;
+
 impl<E: Edge> Node<E> {
+    /// Most bytes of one reply, and of the rows that one command or transaction reads: a command
+    /// of a few bytes per key could otherwise ask for the whole table at once. Any one row fits,
+    /// with what RESP adds to its columns.
+    pub(super) fn reply_bytes_max(&self) -> usize {
+        let row = 4 * self.frame_body_bytes_max.get();
+        self.settings.node.replies_bytes_max.max(row).max(REPLY_BYTES_MIN)
+    }
+
     fn judge(&self, needs: &Needs) -> Verdict {
         let Some(primary) = self.primary() else { return Verdict::Leave };
         let limits = primary.limits.borrow();

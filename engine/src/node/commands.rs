@@ -76,7 +76,9 @@ async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action
         Action::ConfigGet(patterns) => status::config_get(node, &patterns),
         Action::Ack(words) => ack(node, client, &words).await,
         Action::Position => position(node, client),
-        Action::WaitPosition { token, timeout_ms } => wait_position(node, &token, timeout_ms).await,
+        Action::WaitPosition { token, timeout_ms } => {
+            wait_position(node, client, &token, timeout_ms).await
+        }
         Action::Status => Reply::text(status::json(node).await.to_string()),
         Action::Retire(lsn) => super::retention::retire(node, lsn).await,
         _ => Reply::error("ERR not something this node does"),
@@ -242,6 +244,9 @@ async fn admitted<E: Edge>(
             if let Err(reply) = may_write(node, client) {
                 return Some(Err(reply));
             }
+            if client.outbox.is_broken() {
+                return Some(Err(Reply::error("ERR the client is gone")));
+            }
             match node.admission(primary) {
                 Ok(()) => Some(Ok(())),
                 Err(Full::Wait) => None,
@@ -271,7 +276,9 @@ fn execute_all<E: Edge>(
             Err(reply) => return (reply, Needs::default()),
         }
     }
-    let view = if exec { View::Latest } else { View::Plain };
+    // Between WATCH and EXEC, reads see what EXEC will compare with.
+    let latest = exec || !client.watched.borrow().is_empty();
+    let view = if latest { View::Latest } else { View::Plain };
     let mut replies = Vec::with_capacity(commands.len());
     let (mut reply_bytes, reply_bytes_max) = (0, rows.reply_bytes_max());
     for command in commands {
@@ -415,7 +422,12 @@ async fn wait_aof<E: Edge>(
 }
 
 /// `[reached | lost | timeout, this node's visible position]`.
-async fn wait_position<E: Edge>(node: &Rc<Node<E>>, token: &Position, timeout_ms: u64) -> Reply {
+async fn wait_position<E: Edge>(
+    node: &Rc<Node<E>>,
+    client: &Client<E>,
+    token: &Position,
+    timeout_ms: u64,
+) -> Reply {
     // Looked up again at every change: the epoch history may grow while waiting.
     let answer = until(node, timeout_ms, || {
         let located = match node.primary() {
@@ -429,7 +441,9 @@ async fn wait_position<E: Edge>(node: &Rc<Node<E>>, token: &Position, timeout_ms
         match located {
             Located::Lost => Some("lost"),
             Located::OnHistory if node.visible.get() >= token.lsn => Some("reached"),
-            Located::OnHistory | Located::Unknown => node.is_stopping().then_some("timeout"),
+            Located::OnHistory | Located::Unknown => {
+                (node.is_stopping() || client.outbox.is_broken()).then_some("timeout")
+            }
         }
     })
     .await;

@@ -14,9 +14,10 @@ use rowship_proto::frame::frame_bytes;
 use rowship_proto::message::{
     Hello, Message, MessageError, PROTOCOL_VERSIONS, Ready, Refuse, RefuseCode, Welcome,
 };
+use rowship_proto::position::EpochVerdict;
 use rowship_proto::replica::{Holdings, Progress};
-use rowship_proto::verify::{StreamVerifier, check_padding};
-use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn, Position};
+use rowship_proto::verify::{StreamVerifier, check_padding, first_frame};
+use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn};
 
 use super::NodeError;
 use super::state::{Node, ReplicaRole, Stop, count};
@@ -245,7 +246,8 @@ async fn hello<E: Edge>(node: &Node<E>) -> Hello {
 }
 
 /// Judges the welcome and does what it asks, in order: persist the epoch, cut, open the segment;
-/// then says `Ready`.
+/// then says `Ready`. Nothing is changed for a primary whose log is not this one, whatever epoch
+/// it claims.
 async fn prepare<E: Edge>(
     node: &Rc<Node<E>>,
     replica: &ReplicaRole,
@@ -264,7 +266,8 @@ async fn prepare<E: Edge>(
         };
         holdings.judge(welcome)
     };
-    let follow = match follow {
+    let follow = match follow.and_then(|follow| node.check_place(replica, welcome).map(|()| follow))
+    {
         Ok(follow) => follow,
         Err(refused) => return Err(refuse(node, link, refused).await),
     };
@@ -290,25 +293,21 @@ async fn prepare<E: Edge>(
             node.frame_body_bytes_max.set(body_max);
         }
     }
+    node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;
     }
     let body_max = welcome.frame_body_bytes_max;
     let (base, bytes) = welcome.segment;
-    let header = SegmentHeader::new(welcome.log_id, base, bytes, body_max);
+    let header = SegmentHeader::from_peer(welcome.log_id, base, bytes, body_max)
+        .map_err(|error| bad_peer(node, &error))?;
     ensure(node, header).await?;
     if node.appended.get() == Lsn::ZERO {
         node.start_log_at(welcome.resume);
     }
     let resume = welcome.resume;
-    let chain = node.chain_below(replica, resume).map_err(Ended::Fatal)?;
-    if chain != welcome.resume_chain {
-        let text = format!(
-            "this replica's log and the primary's differ just below LSN {resume}: seed it anew"
-        );
-        let refused = Refuse { code: RefuseCode::Diverged, lsn: resume, text };
-        return Err(refuse(node, link, refused).await);
-    }
+    let chain = replica.chain.get();
+    assert_eq!(chain, welcome.resume_chain, "checked before anything was changed");
     let now = node.edge.now();
     link.progress.set(Progress::new(now, resume, visible));
     link.timeout_ms.set(u64::from(welcome.peer_timeout_ms).max(1));
@@ -412,16 +411,19 @@ async fn stream<E: Edge>(
                 Parsed::Frame(header, len) => {
                     let body = &rest[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                     let begins_epoch = verifier.begins_epoch(&header);
-                    let from = verifier.next;
+                    let epoch = begins_epoch.then_some((header.epoch, verifier.next));
+                    if begins_epoch && welcome.epoch.judge(&header.epoch) == EpochVerdict::Newer {
+                        return Err(bad_peer(node, &"a frame of an epoch newer than its own"));
+                    }
                     check_padding(&header, &rest[..len]).map_err(|e| bad_peer(node, &e))?;
                     verifier.accept(&header, body).map_err(|error| bad_peer(node, &error))?;
-                    let control = Control::of(&header, body, begins_epoch, from)
-                        .map_err(|error| bad_peer(node, &error))?;
+                    let control =
+                        Control::of(&header, body).map_err(|error| bad_peer(node, &error))?;
                     run.add(len, &header);
-                    if let Some(control) = control {
-                        let at = verifier.next;
+                    if epoch.is_some() || control.is_some() {
                         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
-                        handle_control(node, control, welcome, at).await?;
+                        begin_epoch(node, epoch).await?;
+                        handle_control(node, control, welcome).await?;
                         run = RunBuilder::new(&verifier);
                     }
                 }
@@ -465,6 +467,9 @@ fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> R
         let mut upstream = replica.upstream.borrow_mut();
         upstream.appended = upstream.appended.max(notice.appended);
         upstream.heard = node.edge.now();
+    }
+    if notice.committed > notice.appended {
+        return Err(bad_peer(node, &"it has committed more than it has written"));
     }
     node.learn_committed(notice.committed);
     Ok(())
@@ -533,19 +538,13 @@ async fn take_run<E: Edge>(
 enum Control {
     Tables(Vec<(rowship_proto::row::TableId, Bytes)>),
     SegmentEnd(SegmentEnd),
-    Epoch(Position),
 }
 
 impl Control {
     fn of(
         header: &FrameHeader,
         body: &[u8],
-        begins_epoch: bool,
-        from: Lsn,
     ) -> Result<Option<Control>, rowship_proto::frame::FrameError> {
-        if begins_epoch {
-            return Ok(Some(Control::Epoch(Position { epoch: header.epoch, lsn: from })));
-        }
         Ok(match header.kind() {
             Some(FrameKind::TableDefine) => {
                 let tables = TableDefinitions::parse(body)?;
@@ -562,12 +561,24 @@ impl Control {
     }
 }
 
+/// A reign begins at this frame, whatever kind it is.
+async fn begin_epoch<E: Edge>(
+    node: &Rc<Node<E>>,
+    epoch: Option<(Epoch, Lsn)>,
+) -> Result<(), Ended> {
+    let Some((epoch, start)) = epoch else { return Ok(()) };
+    let push = |state: &mut crate::log::NodeState| {
+        state.history.push(epoch, start);
+    };
+    node.update_state(push).await.map_err(Ended::Fatal)
+}
+
 async fn handle_control<E: Edge>(
     node: &Rc<Node<E>>,
-    control: Control,
+    control: Option<Control>,
     welcome: &Welcome,
-    at: Lsn,
 ) -> Result<(), Ended> {
+    let Some(control) = control else { return Ok(()) };
     match control {
         Control::Tables(tables) => {
             let mut dictionary = node.dictionary.borrow_mut();
@@ -577,20 +588,14 @@ async fn handle_control<E: Edge>(
             Ok(())
         }
         Control::SegmentEnd(end) => {
-            debug_assert_eq!(end.next_frame(), at);
-            let header = SegmentHeader::new(
+            let header = SegmentHeader::from_peer(
                 node.log_id.get(),
                 end.next_base,
                 end.next_segment_bytes,
                 welcome.frame_body_bytes_max,
             );
+            let header = header.map_err(|error| bad_peer(node, &error))?;
             ensure(node, header).await
-        }
-        Control::Epoch(start) => {
-            let push = |state: &mut crate::log::NodeState| {
-                state.history.push(start.epoch, start.lsn);
-            };
-            node.update_state(push).await.map_err(Ended::Fatal)
         }
     }
 }
@@ -602,6 +607,23 @@ impl<E: Edge> Node<E> {
             self.committed.set(committed);
             self.changed.notify();
         }
+    }
+
+    /// What this node heard of as committed beyond the common part of the logs says nothing about
+    /// the bytes that will stand there now (after async, a promoted replica may lack some of it).
+    /// Before the cut: while it waits for the disk nothing of the tail may be applied.
+    fn forget_committed_above(&self, resume: Lsn, cuts: bool) {
+        let committed = self.committed.get();
+        if committed <= resume {
+            return;
+        }
+        if cuts {
+            self.event(format!(
+                "the log was committed up to LSN {committed} under an earlier epoch; the present \
+                 primary has it only up to {resume}"
+            ));
+        }
+        self.committed.set(resume);
     }
 
     /// A new replica's log starts here.
@@ -638,13 +660,31 @@ impl<E: Edge> Node<E> {
         Ok(())
     }
 
-    /// Chain value just below `lsn` of a replica's log.
-    fn chain_below(&self, replica: &ReplicaRole, lsn: Lsn) -> Result<u64, NodeError> {
-        if lsn == self.appended.get() {
-            return Ok(replica.chain.get());
+    /// Whether the place where the primary wants to go on is one of this log: the same bytes
+    /// below it, in the same segment.
+    fn check_place(&self, replica: &ReplicaRole, welcome: &Welcome) -> Result<(), Refuse> {
+        let (resume, end) = (welcome.resume, self.appended.get());
+        let maps = self.segments.maps.borrow();
+        // A log without a frame yet starts wherever the primary's does.
+        let chain = match end {
+            Lsn::ZERO => Some(replica.chain.get()),
+            _ => maps.chain_at(resume, end, replica.chain.get()).ok().flatten(),
+        };
+        if chain != Some(welcome.resume_chain) {
+            let text = format!(
+                "this replica's log and the primary's differ just below LSN {resume}: seed it anew"
+            );
+            return Err(Refuse { code: RefuseCode::Diverged, lsn: resume, text });
         }
-        let chain = self.segments.maps.borrow().chain_at(lsn, self.appended.get(), 0);
-        let chain = chain.map_err(|error| NodeError::log(&error))?;
-        chain.ok_or_else(|| NodeError::damage(&format!("no frame of the log starts at LSN {lsn}")))
+        let same_segment = match maps.segment_of(resume) {
+            Some(held) if resume > first_frame(held.0) => held == welcome.segment,
+            _ => resume == first_frame(welcome.segment.0),
+        };
+        let body_max = self.frame_body_bytes_max.get() as u64;
+        if !same_segment || (end > Lsn::ZERO && welcome.frame_body_bytes_max != body_max) {
+            let text = format!("the welcome names another segment than this log has at {resume}");
+            return Err(Refuse { code: RefuseCode::Protocol, lsn: resume, text });
+        }
+        Ok(())
     }
 }

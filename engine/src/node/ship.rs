@@ -9,10 +9,11 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
-use rowship_proto::message::{Hello, Message, Notice, Refuse, RefuseCode, Welcome};
+use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, RefuseCode, Welcome};
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
+use super::feed;
 use super::latency::Stages;
 use super::state::{Link, Node, PrimaryRole, count};
 use super::tip::Run;
@@ -43,60 +44,56 @@ async fn receive<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
     let (id, start) = (node.new_id(), Cell::new(None));
     let link: Rc<Link<E>> = Rc::new(Link { id, stream, start, closed: Cell::new(false) });
     let peer = link.stream.peer();
-    let outcome = converse(&node, &link).await;
-    if let Err(refuse) = &outcome {
+    let Some(primary) = node.primary() else { return };
+    if let Some(oldest) = primary.greeting.begin(id, node.edge.now(), link.stream.clone()) {
+        oldest.shutdown();
+    }
+    let outcome = converse(&node, primary, &link).await;
+    if let Err(Refused { refuse, told }) = &outcome {
         count(&node.counters.peers_refused, 1);
         tracing::warn!(peer, code = ?refuse.code, "refused a replica: {}", refuse.text);
-        let refusal = Message::Refuse(refuse.clone()).encode();
         // The peer may be gone already, and has been logged.
-        let _ = link.stream.write_all(refusal.into()).await;
+        let _ = link.stream.write_all(told.clone()).await;
     }
+    primary.greeting.end(id);
     link.closed.set(true);
     link.stream.shutdown();
-    if let Some(primary) = node.primary() {
-        primary.links.borrow_mut().remove(&id);
-        primary.machine.borrow_mut().handle_link_down(id);
-        node.leave_open_writes(primary);
-        node.refresh();
-    }
+    primary.links.borrow_mut().remove(&id);
+    primary.machine.borrow_mut().handle_link_down(id);
+    node.leave_open_writes(primary);
+    node.refresh();
     if outcome.is_ok() {
         tracing::info!(peer, "replica link closed");
     }
 }
 
-async fn converse<E: Edge>(node: &Rc<Node<E>>, link: &Rc<Link<E>>) -> Result<(), Refuse> {
+async fn converse<E: Edge>(
+    node: &Rc<Node<E>>,
+    primary: &PrimaryRole<E>,
+    link: &Rc<Link<E>>,
+) -> Result<(), Refused> {
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let mut greeted = false;
     loop {
-        while let Some((message, len)) = Message::decode(&buffer).map_err(protocol)? {
+        while let Some((message, len)) = match Message::decode(&buffer) {
+            Err(MessageError::Magic) if !greeted => return Err(not_a_replica(node)),
+            decoded => decoded.map_err(protocol)?,
+        } {
             bytes::Buf::advance(&mut buffer, len);
-            let Some(primary) = node.primary() else {
-                let text = "this node is a replica; connect to its primary".to_owned();
-                return Err(refuse(RefuseCode::NotPrimary, text));
-            };
             match message {
                 Message::Hello(hello) if !greeted => {
                     greeted = true;
+                    if !primary.greeting.end(link.id) {
+                        return Err(too_late(node).into());
+                    }
                     welcome(node, primary, link, &hello).await?;
                 }
-                Message::Ready(ready) if greeted => {
-                    let now = node.edge.now();
-                    primary.machine.borrow_mut().handle_ready(now, link.id, &ready)?;
-                    tracing::info!(peer = link.stream.peer(), resume = %ready.resume, "replica streams");
-                    link.start.set(Some(ready.resume));
-                    node.refresh();
-                }
-                Message::Ack(ack) => {
-                    let now = node.edge.now();
-                    let before = primary.machine.borrow_mut().handle_ack(now, link.id, &ack)?;
-                    node.record_ack(primary, link.id, &before, &ack, now);
-                    node.refresh();
-                }
-                Message::Refuse(refused) => {
+                Message::Refuse(refused) if greeted => {
                     node.event(format!("replica {} refuses: {}", link.stream.peer(), refused.text));
                     return Ok(());
                 }
-                _ => return Err(protocol("unexpected message")),
+                message if greeted => handle(node, primary, link, message)?,
+                _ => return Err(protocol("the first message must be a hello").into()),
             }
         }
         if buffer.capacity() - buffer.len() < READ_BYTES {
@@ -105,10 +102,77 @@ async fn converse<E: Edge>(node: &Rc<Node<E>>, link: &Rc<Link<E>>) -> Result<(),
         let (read, filled) = link.stream.read(buffer).await;
         buffer = filled;
         match read {
-            Ok(0) | Err(_) => return Ok(()),
+            Ok(0) | Err(_) if greeted || primary.greeting.end(link.id) => return Ok(()),
+            Ok(0) | Err(_) => return Err(too_late(node).into()),
             Ok(_) => {}
         }
     }
+}
+
+/// A refusal, and the bytes that tell the peer.
+struct Refused {
+    refuse: Refuse,
+    told: Bytes,
+}
+
+impl From<Refuse> for Refused {
+    fn from(refuse: Refuse) -> Refused {
+        let told = Message::Refuse(refuse.clone()).encode().into();
+        Refused { refuse, told }
+    }
+}
+
+/// Whoever connected does not speak our protocol: most likely a client at the wrong port, so it
+/// is told in a client's.
+fn not_a_replica<E: Edge>(node: &Node<E>) -> Refused {
+    let told = format!(
+        "-ERR this port is for replicas; clients connect to {}\r\n",
+        node.client_address.borrow()
+    );
+    let refuse = protocol("what it sent is no message of a replica");
+    Refused { refuse, told: told.into() }
+}
+
+/// The connection was given up before its hello came.
+fn too_late<E: Edge>(node: &Node<E>) -> Refuse {
+    let (waited, max) = (node.settings.cluster.peer_timeout_ms, node.settings.node.replicas_max);
+    protocol(format!(
+        "no hello within {waited} ms (peer_timeout_ms), or before {max} others connected \
+         (replicas_max)"
+    ))
+}
+
+/// A message of a replica that has been welcomed.
+fn handle<E: Edge>(
+    node: &Rc<Node<E>>,
+    primary: &PrimaryRole<E>,
+    link: &Rc<Link<E>>,
+    message: Message,
+) -> Result<(), Refuse> {
+    let now = node.edge.now();
+    match message {
+        Message::Ready(ready) => {
+            let name = {
+                let mut machine = primary.machine.borrow_mut();
+                machine.handle_ready(now, link.id, &ready)?;
+                let mut replicas = machine.replicas().iter();
+                replicas.find(|(_, replica)| replica.link == link.id).map(|(name, _)| name.clone())
+            };
+            if let Some(name) = name {
+                let mut stages = primary.stages.borrow_mut();
+                stages.entry(name.to_string()).or_insert_with(|| Stages::new(now));
+            }
+            tracing::info!(peer = link.stream.peer(), resume = %ready.resume, "replica streams");
+            link.start.set(Some(ready.resume));
+        }
+        Message::Ack(ack) => {
+            let before = primary.machine.borrow_mut().handle_ack(now, link.id, &ack)?;
+            node.record_ack(primary, link.id, &before, &ack, now);
+        }
+        _ => return Err(protocol("unexpected message")),
+    }
+    node.refresh();
+    Ok(())
 }
 
 /// Room for one read from a replica; a hello with a full history takes a few.
@@ -175,7 +239,6 @@ async fn welcome<E: Edge>(
         }
     };
     primary.links.borrow_mut().insert(link.id, link.clone());
-    primary.stages.borrow_mut().entry(hello.name.to_string()).or_insert_with(|| Stages::new(now));
     tokio::task::spawn_local(send(node.clone(), link.clone(), hello.name.to_string()));
     let bytes = Message::Welcome(answer).encode();
     link.stream.write_all(bytes.into()).await.map_err(protocol)
@@ -226,7 +289,14 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
             Next::FromMaps => match from_maps(&node, shipped).await {
                 Ok(load) => ship(&node, &link, &name, &mut shipped, &mut told, load).await,
                 Err(error) => {
-                    node.event(format!("cannot ship to '{name}' from LSN {shipped}: {error}"));
+                    let text = format!("cannot ship to '{name}' from LSN {shipped}: {error}");
+                    // Once, not each time that the replica asks again.
+                    if !node.events.borrow().contains(&text) {
+                        node.event(text.clone());
+                    }
+                    let refusal = refuse(RefuseCode::Damaged, format!("the primary {text}"));
+                    // The replica may be gone already; the event stands.
+                    let _ = link.stream.write_all(Message::Refuse(refusal).encode().into()).await;
                     return link.stream.shutdown();
                 }
             },
@@ -331,7 +401,11 @@ async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError>
     }
     match node.segments.read(from, limit, bytes_max)? {
         // What its frames say is old: a notice follows where it matters.
-        Some((bytes, to)) => Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO }),
+        Some((bytes, to)) => {
+            // What has rotted here must not look like the network's fault over there.
+            feed::verify(node, bytes.clone(), from).await?;
+            Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO })
+        }
         None => Err(LogError::NotHeld { lsn: from }),
     }
 }

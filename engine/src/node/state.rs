@@ -19,6 +19,7 @@ use super::NodeError;
 use super::appender::Appender;
 use super::client::Client;
 use super::dictionary::Dictionary;
+use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
 use super::segments::Segments;
@@ -77,14 +78,18 @@ pub struct Node<E: Edge> {
     pub replies: Signal,
     /// There may be room for a write again.
     pub room: Signal,
+    /// The table has new files: compaction may have something to do.
+    pub compact: tokio::sync::Notify,
     /// `node.state`; the lock is held while it is written.
     pub state: tokio::sync::Mutex<NodeState>,
     /// Reads and scans that may wait for the disk.
     pub reader: Worker<Job>,
     /// Segments, `node.state`, cold pages.
     pub preparation: Worker<Job>,
-    /// Flush and compaction.
+    /// Flush.
     pub maintenance: Worker<Job>,
+    /// Compaction: a thread of its own, so that a long one never holds up a flush.
+    pub compaction: Worker<Job>,
     /// The node stops, and why.
     pub stopping: RefCell<Option<Stop>>,
     /// Replies are out (or told): links, writer and feed may end.
@@ -101,9 +106,7 @@ pub struct Node<E: Edge> {
     pub client_address: RefCell<String>,
     /// Where replicas really connect.
     pub replication_address: RefCell<String>,
-    /// Free space below which writes are refused, and what was last seen.
-    pub disk_full: Cell<bool>,
-    /// Sync needed before the table's state can be trusted: its last problem.
+    /// Why the table cannot flush: the disk is full. Writes are refused meanwhile.
     pub table_paused: RefCell<Option<String>>,
     /// Started at.
     pub started: Nanos,
@@ -133,6 +136,8 @@ pub struct PrimaryRole<E: Edge> {
     pub stamps: RefCell<Stamps>,
     /// Links by number.
     pub links: RefCell<BTreeMap<LinkId, Rc<Link<E>>>>,
+    /// Connections that have not said hello.
+    pub greeting: Greeting<E::Stream>,
     /// Stage latencies by replica name; they survive reconnects.
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.
@@ -190,8 +195,6 @@ pub struct Upstream {
     pub appended: Lsn,
     /// Last sign of life.
     pub heard: Nanos,
-    /// Time at which this replica was last seen to be behind, zero when it is not.
-    pub behind_since: Nanos,
     /// Links made.
     pub connects: u64,
 }
