@@ -13,7 +13,7 @@ use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
 use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
-use crate::intake::execute::{REPLY_BYTES_MAX, Rows, View};
+use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
 use crate::intake::reply::Reply;
 
