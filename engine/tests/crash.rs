@@ -151,17 +151,17 @@ fn crash_rounds(replicas: usize, ack: &str, sync: bool, rounds_default: u64) {
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_async() {
-    crash_rounds(1, "async", false, 4);
+    crash_rounds(1, "async", false, 8);
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_semi_sync() {
-    crash_rounds(2, "semi-sync ANY 1", false, 4);
+    crash_rounds(2, "semi-sync ANY 1", false, 8);
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_sync() {
-    crash_rounds(2, "sync visible (r1,r2)", true, 4);
+    crash_rounds(2, "sync visible (r1,r2)", true, 8);
 }
 
 #[test]
