@@ -25,10 +25,9 @@ impl Dictionary {
     /// Notes a definition. A later one replaces an earlier one of the same number: the earlier
     /// stood in a tail that was cut.
     pub fn define(&mut self, id: TableId, name: Bytes) {
-        if let Some(old) = self.names.insert(id, name.clone()) {
-            if self.ids.get(&old) == Some(&id) {
-                self.ids.remove(&old);
-            }
+        let old = self.names.insert(id, name.clone());
+        if let Some(old) = old.filter(|old| self.ids.get(old) == Some(&id)) {
+            self.ids.remove(&old);
         }
         self.ids.insert(name, id);
     }

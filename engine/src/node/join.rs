@@ -169,7 +169,7 @@ impl<E: Edge> Node<E> {
 
     /// A new replica's log starts here.
     fn start_log_at(&self, lsn: Lsn) {
-        assert_eq!(self.log_id.get() == LogId::NONE, false);
+        assert!(self.log_id.get() != LogId::NONE);
         self.appended.set(lsn);
         self.durable.set(lsn);
         self.tip.borrow_mut().reset(lsn);

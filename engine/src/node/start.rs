@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rowship_proto::LogId;
+use rowship_proto::{LogId, Lsn};
 use tokio::sync::Notify;
 
-use super::open::{Found, find, open_table};
+use super::dictionary::Dictionary;
+use super::open::{Found, OpenedTable, find, open_table};
 use super::segments::Segments;
 use super::settings::Settings;
 use super::signal::Signal;
@@ -27,7 +28,7 @@ use crate::edge::disk::{DataDirectory, DirectoryError};
 use crate::edge::uring::{self, RingReport};
 use crate::edge::{Disk, Edge, Job, Listener, Worker};
 use crate::log::node_state::Role as StoredRole;
-use crate::log::{SegmentMaps, write_bytes_max};
+use crate::log::{Checkpoint, NodeState, Recovered, SegmentMaps, write_bytes_max};
 
 /// Jobs that may wait for a worker. Each waits in a task of its own, so this only bounds memory.
 const JOBS_MAX: usize = 256;
@@ -96,6 +97,9 @@ fn no_ring(error: &std::io::Error) -> NodeError {
     ))
 }
 
+/// The queues of the apply lanes, in order.
+type Lanes = Vec<Worker<Arc<Window>>>;
+
 /// Everything between taking the directory and letting it go.
 async fn serve<E: Edge>(
     edge: E,
@@ -118,7 +122,7 @@ async fn serve<E: Edge>(
     close(&node).await
 }
 
-/// What `find` found and the settings become a node; nothing runs yet.
+/// What `find` found and the settings become a node; nothing runs yet but idle workers.
 fn build<E: Edge>(
     edge: E,
     settings: Settings,
@@ -126,24 +130,53 @@ fn build<E: Edge>(
     ring: RingReport,
     found: Found,
     published: &Arc<Notify>,
-) -> Result<(Rc<Node<E>>, Vec<Worker<Arc<Window>>>), NodeError> {
+) -> Result<(Rc<Node<E>>, Lanes), NodeError> {
     let Found { mut state, recovered, .. } = found;
-    let opened = open_table(&disk, &settings, &mut state, recovered.as_ref())?;
-    let start = opened.start;
+    let log = recovered.as_ref();
+    let mut table = open_table(&disk, &settings, &mut state, log)?;
+    let events = found.events.into_iter().chain(std::mem::take(&mut table.events));
+    let events: Vec<String> = events.collect();
     let wake = published.clone();
-    let applied = Arc::new(Applied::new(start, Arc::new(move || wake.notify_one())));
-    let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
-    let mut maps = SegmentMaps::new(state.log_id.seed(), body_max);
+    let applied = Arc::new(Applied::new(table.start, Arc::new(move || wake.notify_one())));
     let seed = Arc::new(OnceLock::new());
     if state.log_id != LogId::NONE {
         seed.get_or_init(|| state.log_id.seed());
     }
+    let lanes = start_lanes(&edge, settings.node.lanes, &table, &applied, &seed)?;
+    let committed = log.map_or(table.start.lsn, |log| log.committed.max(table.start.lsn));
+    let role = match state.role {
+        StoredRole::Replica => {
+            let replica = ReplicaRole::default();
+            replica.chain.set(log.map_or(0, |log| log.chain));
+            Role::Replica(Box::new(replica))
+        }
+        StoredRole::Primary => {
+            let log = log.expect("a primary has a log");
+            let role = super::reign::role(&edge, &settings, &mut state, log, committed, published)?;
+            Role::Primary(Box::new(role))
+        }
+    };
+    let segments = open_segments(&edge, &disk, &settings, &state, log)?;
+    let parts = Parts { state, role, segments, table, applied, seed, committed };
+    let node = Rc::new(assemble(edge, settings, disk, ring, log, parts)?);
+    for event in events {
+        node.event(event);
+    }
+    Ok((node, lanes))
+}
+
+/// A lane each; a replica that has no log yet learns the seed later: its lanes ask for it then.
+fn start_lanes<E: Edge>(
+    edge: &E,
+    count: usize,
+    table: &OpenedTable,
+    applied: &Arc<Applied>,
+    seed: &Arc<OnceLock<u64>>,
+) -> Result<Lanes, NodeError> {
     let mut lanes = Vec::new();
-    for index in 0..settings.node.lanes {
-        // A replica that has no log yet learns the seed later: its lanes ask for it then.
-        let (table, applied, seed) = (opened.table.clone(), applied.clone(), seed.clone());
+    for index in 0..count {
+        let (table, applied, seed) = (table.table.clone(), applied.clone(), seed.clone());
         let mut lane = None;
-        let count = settings.node.lanes;
         let turn = move |window: Arc<Window>| {
             let lane = lane.get_or_insert_with(|| {
                 let seed = *seed.get().expect("a window comes out of a log that is known");
@@ -154,10 +187,22 @@ fn build<E: Edge>(
                 let _ = lane.turn(&window);
             }
         };
-        lanes.push(worker(&edge, &format!("lane-{index}"), LANE_WINDOWS_MAX, turn)?);
+        lanes.push(worker(edge, &format!("lane-{index}"), LANE_WINDOWS_MAX, turn)?);
     }
-    let (end, chain) = recovered.as_ref().map_or_else(Default::default, |log| (log.end, log.chain));
-    for (base, _) in recovered.iter().flat_map(|log| &log.segments) {
+    Ok(lanes)
+}
+
+/// Maps all segments, and opens the one that is being written.
+fn open_segments<E: Edge>(
+    edge: &E,
+    disk: &E::Disk,
+    settings: &Settings,
+    state: &NodeState,
+    log: Option<&Recovered>,
+) -> Result<Segments<E>, NodeError> {
+    let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
+    let mut maps = SegmentMaps::new(state.log_id.seed(), body_max);
+    for (base, _) in log.iter().flat_map(|log| &log.segments) {
         let name = crate::log::segment::segment_file_name(*base);
         let map = disk.map(&name);
         let map = map.map_err(|error| {
@@ -165,34 +210,40 @@ fn build<E: Edge>(
         })?;
         maps.add(*base, map);
     }
-    let committed = recovered.as_ref().map_or(start.lsn, |log| log.committed.max(start.lsn));
-    let durable_end = recovered.as_ref().map(crate::log::Recovered::checkpoint);
-    let tables = recovered.iter().flat_map(|log| &log.tables);
-    let dictionary = super::dictionary::Dictionary::from_tables(
-        tables.map(|(id, name)| (*id, Bytes::copy_from_slice(name))),
-    );
-    let role = match state.role {
-        StoredRole::Replica => {
-            let replica = ReplicaRole::default();
-            replica.chain.set(chain);
-            Role::Replica(Box::new(replica))
-        }
-        StoredRole::Primary => {
-            let log = recovered.as_ref().expect("a primary has a log");
-            Role::Primary(Box::new(super::reign::role(
-                &edge, &settings, &mut state, log, committed, published,
-            )?))
-        }
-    };
-    let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
-    let (reader, preparation) = (jobs("reader")?, jobs("preparation")?);
-    let (maintenance, compaction) = (jobs("flush")?, jobs("compaction")?);
     let segments = Segments::new(maps, settings.node.spare_segments);
-    if let Some(active) = recovered.as_ref().and_then(|log| log.active) {
-        segments.open_file(&edge, &disk, &active).map_err(|error| NodeError::log(&error))?;
+    if let Some(active) = log.and_then(|log| log.active) {
+        segments.open_file(edge, disk, &active).map_err(|error| NodeError::log(&error))?;
     }
+    Ok(segments)
+}
+
+/// What `build` has put together.
+struct Parts<E: Edge> {
+    state: NodeState,
+    role: Role<E>,
+    segments: Segments<E>,
+    table: OpenedTable,
+    applied: Arc<Applied>,
+    seed: Arc<OnceLock<u64>>,
+    committed: Lsn,
+}
+
+fn assemble<E: Edge>(
+    edge: E,
+    settings: Settings,
+    disk: E::Disk,
+    ring: RingReport,
+    log: Option<&Recovered>,
+    parts: Parts<E>,
+) -> Result<Node<E>, NodeError> {
+    let Parts { state, role, segments, table, applied, seed, committed } = parts;
+    let end = log.map_or(Lsn::ZERO, |log| log.end);
+    let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
     let queue_bytes = usize::try_from(write_bytes_max(body_max as u64)).unwrap_or(usize::MAX);
-    let node = Node {
+    let tables = log.iter().flat_map(|log| &log.tables);
+    let tables = tables.map(|(id, name)| (*id, Bytes::copy_from_slice(name)));
+    let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
+    Ok(Node {
         log_id: Cell::new(state.log_id),
         lane_seed: seed,
         frame_body_bytes_max: Cell::new(body_max),
@@ -200,24 +251,24 @@ fn build<E: Edge>(
         segments,
         writes: WriteQueue::new(queue_bytes.max(settings.node.transfer_bytes)),
         tip: RefCell::new(Tip::new(end, TIP_RUNS_MAX)),
-        dictionary: RefCell::new(dictionary),
-        table: opened.table,
+        dictionary: RefCell::new(Dictionary::from_tables(tables)),
+        table: table.table,
         applied,
         appended: Cell::new(end),
         durable: Cell::new(end),
-        durable_end: Cell::new(durable_end.unwrap_or(crate::log::Checkpoint::NONE)),
+        durable_end: Cell::new(log.map_or(Checkpoint::NONE, Recovered::checkpoint)),
         committed: Cell::new(committed),
-        dispatched: Cell::new(start.lsn),
-        visible: Cell::new(start.lsn),
+        dispatched: Cell::new(table.start.lsn),
+        visible: Cell::new(table.start.lsn),
         changed: Signal::default(),
         replies: Signal::default(),
         room: Signal::default(),
         compact: Notify::new(),
         state: tokio::sync::Mutex::new(state),
-        reader,
-        preparation,
-        maintenance,
-        compaction,
+        reader: jobs("reader")?,
+        preparation: jobs("preparation")?,
+        maintenance: jobs("flush")?,
+        compaction: jobs("compaction")?,
         stopping: RefCell::new(None),
         closing: Cell::new(false),
         events: RefCell::new(VecDeque::new()),
@@ -232,11 +283,7 @@ fn build<E: Edge>(
         edge,
         settings,
         disk,
-    };
-    for event in found.events.into_iter().chain(opened.events) {
-        node.event(event);
-    }
-    Ok((Rc::new(node), lanes))
+    })
 }
 
 fn worker<E: Edge, J: Send + 'static>(
@@ -249,11 +296,7 @@ fn worker<E: Edge, J: Send + 'static>(
     worker.map_err(|error| NodeError::internal(&format!("cannot start thread {name}: {error}")))
 }
 
-fn spawn_agents<E: Edge>(
-    node: &Rc<Node<E>>,
-    lanes: Vec<Worker<Arc<Window>>>,
-    published: Arc<Notify>,
-) {
+fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify>) {
     spawn(node, "writer", super::writer::run(node.clone()));
     spawn(node, "feed", feed::run(node.clone(), lanes));
     spawn(node, "lanes' follower", upkeep::follow_lanes(node.clone(), published));
@@ -321,10 +364,10 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
         let text = format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE));
         NodeError::directory_or_full(&text, &error)
     };
-    if let Err(error) = node.disk.remove(temporary) {
-        if error.kind() != std::io::ErrorKind::NotFound {
-            return Err(failed(error));
-        }
+    if let Err(error) = node.disk.remove(temporary)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(failed(error));
     }
     node.disk.write_durable_at(temporary, 0, text.as_bytes()).map_err(failed)?;
     node.disk.rename(temporary, ADDRESSES_FILE).map_err(failed)
