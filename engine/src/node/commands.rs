@@ -167,10 +167,8 @@ async fn transaction<E: Edge>(
         Vec::new()
     };
     let writes = commands.iter().any(DataCommand::is_write);
-    if writes {
-        if let Err(reply) = may_write(node, client) {
-            return (refused(reply, exec), Needs::default());
-        }
+    if writes && let Err(reply) = may_write(node, client) {
+        return (refused(reply, exec), Needs::default());
     }
     let watched_keys = watched.iter().map(|(key, _)| key);
     let keys: Vec<Bytes> =
