@@ -100,7 +100,10 @@ fn crash_rounds(replicas: usize, ack: &str, sync: bool, rounds_default: u64) {
     let seed = seed("ROWSHIP_CRASH_SEED");
     eprintln!("{ack}: ROWSHIP_CRASH_SEED={seed}");
     let mut random = Random(seed);
-    let scratch = tempfile::tempdir().unwrap();
+    let mut scratch = tempfile::tempdir().unwrap();
+    // Removed only when all is well: a failure can be looked into.
+    scratch.disable_cleanup(true);
+    eprintln!("{ack}: directories in {}", scratch.path().display());
     let mut cluster = Cluster::start(scratch.path(), replicas, ack, sync);
     for round in 0..rounds("ROWSHIP_CRASH_ROUNDS", rounds_default) {
         cluster.expect_progress(20 + random.below(100));
@@ -143,21 +146,22 @@ fn crash_rounds(replicas: usize, ack: &str, sync: bool, rounds_default: u64) {
     for node in &mut cluster.nodes {
         node.stop();
     }
+    scratch.disable_cleanup(false);
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_async() {
-    crash_rounds(1, "async", false, 4);
+    crash_rounds(1, "async", false, 8);
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_semi_sync() {
-    crash_rounds(2, "semi-sync ANY 1", false, 4);
+    crash_rounds(2, "semi-sync ANY 1", false, 8);
 }
 
 #[test]
 fn acknowledged_writes_survive_kill_9_under_sync() {
-    crash_rounds(2, "sync visible (r1,r2)", true, 4);
+    crash_rounds(2, "sync visible (r1,r2)", true, 8);
 }
 
 #[test]

@@ -116,8 +116,7 @@ pub enum RefuseCode {
     NameInUse = 5,
     /// The bytes the replica needs were retired; `lsn` is the oldest there is.
     Retired = 6,
-    /// The logs share no point from which to go on, or differ below the replica's applied
-    /// position: the replica must be seeded anew.
+    /// No point from which to go on, or a difference below `applied`: seed the replica anew.
     Diverged = 7,
     /// The primary has as many replicas as it allows.
     TooMany = 8,

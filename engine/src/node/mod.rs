@@ -13,14 +13,16 @@
 //!
 //! - [`state`]: what agents share, and which one moves which position. [`signal`]: waiting.
 //! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`],
-//!   [`greeting`], [`ship`], [`latency`]. Replica: [`receive`]. Both: [`writer`], [`tip`], [`segments`], [`feed`],
-//!   [`dictionary`], [`upkeep`] (periodic work), [`retention`], [`status`].
+//!   [`greeting`], [`ship`], [`latency`].
+//! - Replica: [`receive`] (the link), [`join`] (handshake, cut), [`stream`] (frames).
+//! - Both: [`writer`], [`tip`], [`segments`], [`feed`], [`dictionary`], [`upkeep`] (periodic
+//!   work), [`retention`], [`status`].
 //! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires
 //!   all of it to an edge and stops it, [`supervise`] watches the agents.
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
 //! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
-//! `node.state`, cold pages), `maintenance` (flush, compaction), and the lanes.
+//! `node.state`, cold pages), `maintenance` (flush), `compaction`, and the lanes.
 
 pub mod appender;
 pub mod client;
@@ -28,6 +30,7 @@ pub mod commands;
 pub mod dictionary;
 pub mod feed;
 pub mod greeting;
+pub mod join;
 pub mod latency;
 pub mod open;
 pub mod pending;
@@ -43,6 +46,7 @@ pub mod signal;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod stream;
 pub mod supervise;
 pub mod tip;
 pub mod upkeep;

@@ -13,7 +13,7 @@ use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
 use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
-use crate::intake::execute::{REPLY_BYTES_MAX, Rows, View};
+use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
 use crate::intake::reply::Reply;
 
@@ -262,11 +262,11 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn value_bytes_max(&self) -> usize {
         self.limits.value_bytes_max
     }
-}
 
-/// Bytes of rows from the disk that one transaction may hold in memory: as many as its replies may
-/// ([`REPLY_BYTES_MAX`]). A short command can name many large rows.
-const FETCHED_BYTES_MAX: usize = REPLY_BYTES_MAX;
+    fn reply_bytes_max(&self) -> usize {
+        self.node.reply_bytes_max()
+    }
+}
 
 impl<E: Edge> Node<E> {
     /// Fetches, on the reader thread, those of `keys` that are neither pending nor in memory. The
@@ -309,15 +309,15 @@ impl<E: Edge> Node<E> {
         }
         count(&self.counters.cold_reads, cold.len() as u64);
         let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
-        let (at, table) = (pin.at(), self.table.clone());
+        let (at, table, bytes_max) = (pin.at(), self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
             let (mut rows, mut bytes) = (HashMap::with_capacity(cold.len()), 0);
             for (key, row, hash) in cold {
                 let id = RowId { hash, table: row.table, key: &row.key };
                 let image = table.get(id, at).map_err(|error| error.to_string())?;
                 bytes += image.as_ref().map_or(0, Bytes::len);
-                if bytes > FETCHED_BYTES_MAX {
-                    return Err(format!("its rows hold more than {FETCHED_BYTES_MAX} bytes"));
+                if bytes > bytes_max {
+                    return Err(format!("its rows hold more than {bytes_max} bytes"));
                 }
                 rows.insert(key, image);
             }

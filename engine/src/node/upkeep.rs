@@ -125,9 +125,15 @@ const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Flushes, on the maintenance worker, and keeps the durable position.
 pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
-    while pause(&node, MAINTENANCE_PERIOD).await {
-        let paused = node.table_paused.borrow().is_some();
-        if !paused && node.table.status().sealed_memtables == 0 && node.table.ready() {
+    loop {
+        // Not when the stop begins: what is still applied then needs room in the memtables.
+        let closing = node.changed.until(|| node.is_closing().then_some(()));
+        tokio::select! {
+            biased;
+            () = closing => return,
+            () = tokio::time::sleep(MAINTENANCE_PERIOD) => {}
+        }
+        if node.table.status().sealed_memtables == 0 && node.table.ready() {
             continue;
         }
         if let Err(error) = flush(&node).await {
@@ -154,6 +160,7 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
         }
         Err(error) => return Err(NodeError::disk(&error)),
     }
+    node.resume_table();
     // The feed may have waited for room in the memtables.
     node.changed.notify();
     node.compact.notify_one();
@@ -169,22 +176,24 @@ pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
             () = stopping => return,
             () = node.compact.notified() => {}
         }
+        let mut waited_for_space = false;
         while !node.is_stopping() {
             let table = node.table.clone();
             let compacted = offload(&node.compaction, move || table.compact()).await;
             match compacted {
                 Ok(Ok(true)) => {}
-                Ok(Ok(false)) => {
-                    node.resume_table();
-                    break;
-                }
+                Ok(Ok(false)) => break,
                 Ok(Err(error @ TableError::NoSpace { .. })) => {
+                    waited_for_space = true;
                     node.pause_table(&error);
                     tokio::time::sleep(MAINTENANCE_PAUSE).await;
                 }
                 Ok(Err(error)) => return node.stop(Stop::Failed(NodeError::disk(&error))),
                 Err(error) => return node.stop(Stop::Failed(NodeError::internal(&error))),
             }
+        }
+        if waited_for_space {
+            node.resume_table();
         }
     }
 }

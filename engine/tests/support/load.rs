@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -80,11 +80,11 @@ impl Load {
     }
 
     pub fn node_is_up(&self, node: usize, address: &str) {
-        self.shared.addresses.lock().unwrap()[node] = Some(address.to_owned());
+        lock(&self.shared.addresses)[node] = Some(address.to_owned());
     }
 
     pub fn node_goes_down(&self, node: usize) {
-        self.shared.addresses.lock().unwrap()[node] = None;
+        lock(&self.shared.addresses)[node] = None;
     }
 
     /// Transactions acknowledged so far.
@@ -93,12 +93,12 @@ impl Load {
     }
 
     pub fn tally(&self) -> Tally {
-        self.shared.tally.lock().unwrap().clone()
+        lock(&self.shared.tally).clone()
     }
 
     /// Panics when a thread of the load has found something wrong.
     pub fn check(&self) {
-        if let Some(failure) = &*self.shared.failure.lock().unwrap() {
+        if let Some(failure) = &*lock(&self.shared.failure) {
             panic!("{failure}");
         }
     }
@@ -185,6 +185,11 @@ fn judge(pair: u64, least: u64, value: Option<u64>) -> Option<String> {
     }
 }
 
+/// A lock that a failed thread has left behind is as good as any: the failure is reported.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 type Pair = (Option<u64>, Option<u64>);
 
 fn read_pair(client: &mut Client, writer: u64, pair: u64) -> Result<Pair, ClientError> {
@@ -206,12 +211,12 @@ impl Shared {
     }
 
     fn fail(&self, text: String) {
-        self.failure.lock().unwrap().get_or_insert(text);
+        lock(&self.failure).get_or_insert(text);
         self.stop.store(true, Ordering::SeqCst);
     }
 
     fn connect(&self, node: usize) -> Option<Client> {
-        let address = self.addresses.lock().unwrap()[node].clone()?;
+        let address = lock(&self.addresses)[node].clone()?;
         let mut client = Client::connect(&address).ok()?;
         client.set_reply_timeout(PATIENCE).ok()?;
         Some(client)
@@ -259,7 +264,7 @@ impl Shared {
             queue_transaction(client, writer, at);
         }
         *number += count;
-        self.tally.lock().unwrap().writers[writer as usize].sent = *number;
+        lock(&self.tally).writers[writer as usize].sent = *number;
         client.flush().ok()?;
         for at in first..first + count {
             let mut reply = Reply::Null;
@@ -272,10 +277,14 @@ impl Shared {
             }
             let Reply::Array(parts) = &reply else { panic!("EXEC answered {reply:?}") };
             let Reply::Integer(counted) = parts[0] else { panic!("INCR answered {parts:?}") };
-            let mut tally = self.tally.lock().unwrap();
+            let mut tally = lock(&self.tally);
             let tally = &mut tally.writers[writer as usize];
             let counted = u64::try_from(counted).unwrap();
-            assert!(counted > tally.acknowledged && counted <= at, "INCR is {counted}, {at} sent");
+            let acknowledged = tally.acknowledged;
+            assert!(
+                counted > acknowledged && counted <= at,
+                "INCR of {writer} is {counted} at {at}, {acknowledged} were acknowledged ({first})"
+            );
             tally.acknowledged += 1;
             tally.pairs.insert(at % PAIRS, at);
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -290,7 +299,7 @@ impl Shared {
     }
 
     fn witnesses(&self) -> Vec<Client> {
-        let replicas = 1..self.addresses.lock().unwrap().len();
+        let replicas = 1..lock(&self.addresses).len();
         replicas.filter_map(|node| self.connect(node)).collect()
     }
 
