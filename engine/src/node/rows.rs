@@ -227,6 +227,10 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn value_bytes_max(&self) -> usize {
         self.limits.value_bytes_max
     }
+
+    fn reply_bytes_max(&self) -> usize {
+        self.node.reply_bytes_max()
+    }
 }
 
 impl<E: Edge> TransactionRows<'_, E> {

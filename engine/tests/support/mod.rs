@@ -1,6 +1,7 @@
 //! Real nodes for tests: the real binary, in directories and on ports of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod peer;
 pub mod proxy;
 
 use std::fs::File;
