@@ -58,11 +58,10 @@ fn a_token_is_reached_on_a_replica_and_a_later_one_is_not_yet() {
     client.ask(&["SET", "k", "v"]).unwrap();
     let Reply::Array(position) = client.ask(&["ROWSHIP.POSITION"]).unwrap() else { panic!() };
     let token = text(position[0].clone());
-    let wait = |token: &str, timeout: &str| {
-        match replica.call(&["ROWSHIP.WAITPOS", token, timeout]) {
-            Reply::Array(parts) => text(parts[0].clone()),
-            other => panic!("{other:?}"),
-        }
+    let wait = |token: &str, timeout: &str| match replica.call(&["ROWSHIP.WAITPOS", token, timeout])
+    {
+        Reply::Array(parts) => text(parts[0].clone()),
+        other => panic!("{other:?}"),
     };
     assert_eq!(wait(&token, "30000"), "reached");
     assert_eq!(text(replica.call(&["GET", "k"])), "v");

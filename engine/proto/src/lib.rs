@@ -13,6 +13,8 @@
 pub mod ack;
 pub mod control;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hlc;
 pub mod message;
 pub mod position;

@@ -127,6 +127,8 @@ pub enum RefuseCode {
     Stopping = 10,
     /// The peer broke the protocol.
     Protocol = 11,
+    /// The sender's own copy of what was asked for is damaged.
+    Damaged = 12,
 }
 
 /// See [`Message::Refuse`].
@@ -507,6 +509,7 @@ impl RefuseCode {
             NotPrimary,
             Stopping,
             Protocol,
+            Damaged,
         ];
         all.into_iter().find(|code| *code as u32 == number)
     }

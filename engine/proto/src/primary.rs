@@ -326,6 +326,8 @@ impl Primary {
             replica.state = LinkState::Down;
         }
         self.replicas.retain(|_, replica| replica.state != LinkState::Down || replica.streamed);
+        // `FIRST k` now looks at another replica.
+        self.recompute();
     }
 
     /// Links to give up: nothing was heard of them for too long.

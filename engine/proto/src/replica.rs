@@ -102,12 +102,14 @@ impl Holdings<'_> {
         let (base, bytes) = welcome.segment;
         let segment_fits = base.0 <= LSN_LIMIT
             && (SEGMENT_BYTES_LIMITS.0..=SEGMENT_BYTES_LIMITS.1).contains(&bytes)
+            && bytes.is_multiple_of(SEGMENT_HEADER_BYTES)
             && base.0.is_multiple_of(SEGMENT_HEADER_BYTES)
             && welcome.resume >= base.plus(SEGMENT_HEADER_BYTES)
             && welcome.resume.since(base) < bytes;
         let sizes_fit = welcome.resume.0 <= LSN_LIMIT
             && welcome.resume.0.is_multiple_of(8)
             && welcome.frame_body_bytes_max <= FRAME_BODY_BYTES_LIMIT as u64
+            && welcome.frame_body_bytes_max > 0
             && welcome.frame_body_bytes_max <= bytes / 4;
         let epoch_fits = welcome.log_id != LogId::NONE && welcome.history.epoch() == welcome.epoch;
         if segment_fits && sizes_fit && epoch_fits {
@@ -263,8 +265,10 @@ mod tests {
             judge(8800, 0, &bent)
         };
         assert_eq!(bend(&|w| w.segment.1 = u64::MAX), Err(RefuseCode::Protocol));
-        assert_eq!(bend(&|w| w.segment.0 = Lsn(u64::MAX & !4095)), Err(RefuseCode::Protocol));
+        assert_eq!(bend(&|w| w.segment.0 = Lsn(!4095)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.resume = Lsn(9000)), Err(RefuseCode::Protocol));
+        assert_eq!(bend(&|w| w.frame_body_bytes_max = 0), Err(RefuseCode::Protocol));
+        assert_eq!(bend(&|w| w.segment.1 = 65_544), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.resume = Lsn(7000)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.epoch = epoch(9)), Err(RefuseCode::Protocol));
         assert_eq!(bend(&|w| w.log_id = LogId([3, 3])), Err(RefuseCode::OtherLog));

@@ -73,13 +73,18 @@ impl Applied {
         (self.notify)();
     }
 
-    /// Moves on to `end`, with `rows_delta` more rows. Called by the last lane of a window.
-    pub(super) fn publish(&self, end: Lsn, rows_delta: i64) -> Mark {
-        let mut mark = self.lock();
+    /// The mark at `end`, with `rows_delta` more rows: for [`Applied::publish`]. Called by the last
+    /// lane of a window.
+    pub(super) fn next(&self, end: Lsn, rows_delta: i64) -> Mark {
         // Saturating: a writer that miscounts must not be able to stop a replica.
-        *mark = Mark { lsn: end, rows: mark.rows.saturating_add_signed(rows_delta) };
-        self.visible.advance(end.0);
-        *mark
+        Mark { lsn: end, rows: self.mark().rows.saturating_add_signed(rows_delta) }
+    }
+
+    /// Moves on to `mark`, which the table knows already.
+    pub(super) fn publish(&self, mark: Mark) {
+        let mut present = self.lock();
+        *present = mark;
+        self.visible.advance(mark.lsn.0);
     }
 
     pub(super) fn notify(&self) {

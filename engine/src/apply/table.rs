@@ -229,7 +229,7 @@ pub trait Table: Send + Sync + 'static {
     fn apply(&self, rows: &[Row<'_>]) -> Result<(), TableError>;
 
     /// All rows below `mark.lsn` are in and readable. Called in order, by the lane that completed
-    /// a window. Does not wait for the disk.
+    /// a window, before anybody sees `visible` there. Does not wait for the disk.
     fn published(&self, mark: Mark);
 
     /// Whether there is room for another window. False: memtables are full and not flushed yet;

@@ -22,7 +22,8 @@ pub enum Exit {
     DiskFailed = 6,
     /// The disk is full: start again when there is space.
     DiskFull = 7,
-    /// The cluster refused this node: forked or stale epoch, or another log.
+    /// The primary's log and this replica's part below what is applied here: seed it anew. (Other
+    /// refusals are retried, and shown in status: they may end without a restart.)
     Refused = 8,
     /// A host cannot be reached.
     Unreachable = 9,
@@ -41,7 +42,7 @@ Exit codes:
    5  the log is damaged; the message names segment and offset
    6  a write or sync failed: the node stopped itself
    7  the disk is full: start again when there is space
-   8  refused by the cluster: forked or stale epoch, or another log
+   8  this replica's applied rows are not in the primary's log: seed it anew
    9  a host cannot be reached
   10  a fault of rowship itself";
 

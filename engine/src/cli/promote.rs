@@ -31,8 +31,9 @@ pub fn run(args: &PromoteArgs) -> CommandResult {
     output::print(&format!(
         "{shown} is a primary's directory now; its log ends at LSN {}.\n\
          Start it without --replica-of, and the other replicas with --replica-of its address. \
-         The old primary must not be started again: it would be refused, and what it wrote \
-         beyond that LSN is lost.\n",
+         Never start the old primary again: a replica that has followed the new one refuses it \
+         only as long as its epoch is the lower one, and each of its starts raises that. What it \
+         wrote beyond that LSN is lost.\n",
         promoted.end()
     ))?;
     Ok(Exit::Ok)

@@ -189,10 +189,6 @@ impl Disk for FileDisk {
         map_file(&File::open(self.full_path(name))?)
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        FileDisk::free_bytes(self)
-    }
-
     fn path(&self, name: &str) -> String {
         self.full_path(name).display().to_string()
     }

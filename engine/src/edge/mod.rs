@@ -109,8 +109,6 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Maps the whole file for reading. The map sees later writes to the file.
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>>;
-    /// Bytes that can still be written to this file system.
-    fn free_bytes(&self) -> io::Result<u64>;
     /// Where this directory is, for messages.
     fn path(&self, name: &str) -> String;
 }

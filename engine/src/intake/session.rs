@@ -28,6 +28,8 @@ pub enum Action {
     Unwatch(Reply),
     /// WATCH: remember these keys (copies that keep no buffer alive), then answer OK.
     Watch(Vec<Bytes>),
+    /// A write between MULTI and EXEC on a replica: answer `-READONLY`. EXEC will refuse.
+    ReadOnly,
     /// Run one command as a transaction of its own.
     Run(DataCommand),
     /// EXEC: if a watched key has changed answer [`Reply::NullArray`], otherwise run all in one
@@ -232,6 +234,7 @@ impl Session {
 
     fn enqueue(&mut self, args: Vec<Bytes>) -> Result<Action, Reply> {
         let SessionLimits { queued_bytes_max, queued_commands_max, rows } = self.limits;
+        let role = self.role;
         let queue = self.queue.as_mut().expect("only called between MULTI and EXEC");
         let bytes = args.iter().map(|arg| arg.len() + QUEUED_ARG_BYTES).sum::<usize>();
         if queue.bytes + bytes > queued_bytes_max {
@@ -256,6 +259,11 @@ impl Session {
             // wrong within the arguments is that command's reply in EXEC.
             Err(error) => DataCommand::Constant(error),
         };
+        // As in Redis: known now, so said now.
+        if role == NodeRole::Replica && queued.is_write() {
+            queue.abort();
+            return Ok(Action::ReadOnly);
+        }
         if !queue.aborted {
             queue.commands.push(queued);
             queue.bytes += bytes;

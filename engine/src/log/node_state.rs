@@ -84,6 +84,8 @@ pub struct NodeState {
     pub history: EpochHistory,
     /// From where recovery must find everything whole; none before the first roll or timer.
     pub checkpoint: Option<Checkpoint>,
+    /// Committed at least up to here: what readers of this node have seen stays seen.
+    pub committed: Lsn,
     /// See [`TableDurable`].
     pub table_durable: TableDurable,
     /// Size of the segments that are made next.
@@ -155,6 +157,7 @@ impl NodeState {
             epoch_highest: Epoch::NONE,
             history: EpochHistory::default(),
             checkpoint: None,
+            committed: Lsn::ZERO,
             table_durable: TableDurable::default(),
             segment_bytes: 0,
             frame_body_bytes_max: 0,
@@ -242,6 +245,7 @@ struct StateBody {
     checkpoint_lsn: Lsn,
     checkpoint_chain: u64,
     checkpoint_epoch: Epoch,
+    committed: Lsn,
     table_durable_lsn: Lsn,
     table_row_count: u64,
     segment_bytes: u64,
@@ -252,7 +256,7 @@ struct StateBody {
 
 const HEAD_BYTES: usize = 32;
 const _: () = assert!(size_of::<SlotHead>() == HEAD_BYTES);
-const _: () = assert!(size_of::<StateBody>() == 144);
+const _: () = assert!(size_of::<StateBody>() == 152);
 const _: () = assert!(
     HEAD_BYTES
         + size_of::<StateBody>()
@@ -306,6 +310,7 @@ fn encode(state: &NodeState, sequence: u64) -> Vec<u8> {
         checkpoint_lsn: checkpoint.lsn,
         checkpoint_chain: checkpoint.chain,
         checkpoint_epoch: checkpoint.epoch,
+        committed: state.committed,
         table_durable_lsn: state.table_durable.lsn,
         table_row_count: state.table_durable.row_count,
         segment_bytes: state.segment_bytes,
@@ -350,6 +355,7 @@ fn decode(slot: &Slot) -> Result<NodeState, &'static str> {
             chain: fixed.checkpoint_chain,
             epoch: fixed.checkpoint_epoch,
         }),
+        committed: fixed.committed,
         table_durable: TableDurable {
             lsn: fixed.table_durable_lsn,
             row_count: fixed.table_row_count,
@@ -372,6 +378,7 @@ mod tests {
         state.epoch_highest = Epoch { counter: 4, ..epoch };
         assert!(state.history.push(epoch, Lsn(4096)));
         state.checkpoint = Some(Checkpoint { lsn: Lsn(8192), chain: 77, epoch });
+        state.committed = Lsn(8000);
         state.table_durable = TableDurable { lsn: Lsn(4096), row_count: 12 };
         (state.segment_bytes, state.frame_body_bytes_max) = (65536, 4096);
         state

@@ -47,6 +47,8 @@ pub struct Recovered {
     /// The segment in which `end` lies; none when the log ends at a roll whose next segment is
     /// yet to be made.
     pub active: Option<SegmentHeader>,
+    /// Size that the segment end at which the log ends announces for the next segment.
+    pub next_segment_bytes: Option<u64>,
     /// The newest segment with frames (or the one with none, in an empty log).
     pub last: SegmentHeader,
     /// Base and size of all segment files, prepared ones included, oldest first.

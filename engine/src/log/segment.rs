@@ -76,6 +76,20 @@ impl SegmentHeader {
         segment_bytes: u64,
         frame_body_bytes_max: u64,
     ) -> SegmentHeader {
+        SegmentHeader::from_peer(log_id, base, segment_bytes, frame_body_bytes_max)
+            .expect("settings and log keep sizes within their limits")
+    }
+
+    /// The same from what a peer says.
+    ///
+    /// # Errors
+    /// [`SegmentHeaderError::Field`].
+    pub fn from_peer(
+        log_id: LogId,
+        base: Lsn,
+        segment_bytes: u64,
+        frame_body_bytes_max: u64,
+    ) -> Result<SegmentHeader, SegmentHeaderError> {
         let (magic, version, reserved) = (SEGMENT_MAGIC, SEGMENT_VERSION, 0);
         let header = SegmentHeader {
             magic,
@@ -86,8 +100,8 @@ impl SegmentHeader {
             segment_bytes,
             frame_body_bytes_max,
         };
-        assert_eq!(header.check_fields(), Ok(()));
-        header
+        header.check_fields()?;
+        Ok(header)
     }
 
     /// The whole page.

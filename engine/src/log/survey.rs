@@ -145,6 +145,8 @@ struct Walk<'a, D> {
     seen: Seen,
     /// Whether the walk has come by the checkpoint (or there is none).
     passed: bool,
+    /// What the last segment end said of the next segment, when the log ends there.
+    announced: Option<u64>,
     start: Lsn,
 }
 
@@ -172,7 +174,8 @@ impl<'a, D: Disk> Walk<'a, D> {
         let start = verifier.next;
         let seen = Seen::new(&input.history, start);
         let passed = input.checkpoint.is_none();
-        Ok(Walk { disk, input, segments, header, scan, verifier, seen, passed, start })
+        let announced = None;
+        Ok(Walk { disk, input, segments, header, scan, verifier, seen, passed, announced, start })
     }
 
     fn run(mut self) -> Result<Survey, LogError> {
@@ -197,6 +200,7 @@ impl<'a, D: Disk> Walk<'a, D> {
                 && !self.enter_next(&end)?
             {
                 self.check_checkpoint()?;
+                self.announced = Some(end.next_segment_bytes);
                 return self.finish(false, None);
             }
         }
@@ -317,6 +321,7 @@ impl<'a, D: Disk> Walk<'a, D> {
             torn,
             oldest: first_frame(self.segments[0].0),
             active: in_segment.then_some(self.header),
+            next_segment_bytes: self.announced,
             last: self.header,
             segments: kept,
             frames_read: seen.frames,

@@ -243,10 +243,6 @@ impl Disk for MemoryDisk {
         map_file(&file)
     }
 
-    fn free_bytes(&self) -> io::Result<u64> {
-        Ok(u64::MAX)
-    }
-
     fn path(&self, name: &str) -> String {
         format!("memory:{name}")
     }

@@ -255,8 +255,8 @@ impl<E: Edge> Node<E> {
     /// Why not.
     pub fn admission(&self, primary: &PrimaryRole<E>) -> Result<(), Full> {
         let appender = primary.appender.borrow();
-        if self.disk_full.get() {
-            return Err(Full::Disk("the disk is almost full".to_owned()));
+        if let Some(paused) = &*self.table_paused.borrow() {
+            return Err(Full::Disk(paused.clone()));
         }
         let unapplied = appender.end().since(self.visible.get());
         let uncommitted = appender.end().since(self.committed.get());

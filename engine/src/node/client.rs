@@ -18,6 +18,8 @@ use rowship_proto::{Lsn, Nanos, Position};
 use super::commands;
 use super::signal::Signal;
 use super::state::{Node, ReplyLimit, Role, count};
+use super::supervise::spawn;
+use crate::apply::table::KEY_BYTES_MAX;
 use crate::edge::{Edge, Listener, Stream};
 use crate::intake::decode::decode;
 use crate::intake::key::RowLimits;
@@ -30,7 +32,7 @@ pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
     loop {
         match listener.accept().await {
             Ok(stream) if !node.is_stopping() => {
-                tokio::task::spawn_local(serve(node.clone(), stream));
+                spawn(&node, "client", serve(node.clone(), stream));
             }
             Ok(_) => return,
             Err(error) => {
@@ -179,7 +181,10 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
         policy: Cell::new(0),
         last_write: Cell::new(Lsn::ZERO),
         watched: RefCell::new(Vec::new()),
-        limits: RowLimits { key_bytes_max: settings.key_bytes_max, value_bytes_max },
+        limits: RowLimits {
+            key_bytes_max: settings.key_bytes_max.min(KEY_BYTES_MAX),
+            value_bytes_max,
+        },
         outbox: Outbox::new(settings.replies_bytes_max, node.reply_bytes_max()),
         stream,
         reading: Cell::new(false),
@@ -436,14 +441,14 @@ impl<E: Edge> Node<E> {
 
     fn judge(&self, needs: &Needs) -> Verdict {
         let Some(primary) = self.primary() else { return Verdict::Leave };
-        let own_ready = needs.own.is_none_or(|(policy, lsn)| {
-            primary.limits.borrow().get(policy).is_some_and(|limit| limit.lsn >= lsn)
-        });
-        if own_ready && needs.committed <= self.committed.get() {
-            return Verdict::Leave;
-        }
-        let lsn = needs.own.map_or(needs.committed, |(_, lsn)| lsn);
-        if lsn <= primary.indeterminate_to.get() || self.is_closing() {
+        let limits = primary.limits.borrow();
+        let own = needs.own.filter(|&(policy, lsn)| limits[policy].lsn < lsn);
+        let others = (needs.committed > self.committed.get()).then_some((0, needs.committed));
+        // Either one alone holds the reply up.
+        let Some((_, lsn)) = own.or(others) else { return Verdict::Leave };
+        let open =
+            |held: Option<(usize, Lsn)>| held.is_some_and(|(at, lsn)| lsn <= limits[at].open_to);
+        if open(own) || open(others) || self.is_closing() {
             count(&self.counters.writes_indeterminate, 1);
             let token = Position { epoch: primary.epoch, lsn };
             return Verdict::Open(format!(
@@ -454,18 +459,22 @@ impl<E: Edge> Node<E> {
         Verdict::Wait
     }
 
-    /// Under `on_missing = refuse`: when replicas that the policy needs have gone, replies that
-    /// wait for them are told so, with a token.
+    /// Under `on_missing = refuse`: when replicas that a policy in use needs have gone, replies
+    /// that wait for them are told so, with a token.
     pub(super) fn leave_open_writes(&self, primary: &super::state::PrimaryRole<E>) {
         use super::settings::OnMissing;
         if self.settings.cluster.on_missing != OnMissing::Refuse {
             return;
         }
-        let missing = !primary.machine.borrow().missing(&ClientPolicy::Node).is_empty();
-        if missing {
-            primary.indeterminate_to.set(primary.appender.borrow().end());
-            self.replies.notify();
+        let (machine, end) = (primary.machine.borrow(), primary.appender.borrow().end());
+        for limit in primary.limits.borrow_mut().iter_mut() {
+            if !machine.missing(&limit.policy).is_empty() {
+                limit.open_to = end;
+            }
         }
+        self.replies.notify();
+        self.room.notify();
+        self.changed.notify();
     }
 
     /// The index of `policy` among those in use, one more user counted.
@@ -473,15 +482,17 @@ impl<E: Edge> Node<E> {
         let Some(primary) = self.primary() else { return 0 };
         let lsn = primary.machine.borrow().replies_to(&policy);
         let mut limits = primary.limits.borrow_mut();
-        let at = match limits.iter().position(|limit| limit.policy == policy) {
+        let known = limits.iter().position(|limit| limit.policy == policy);
+        let limit = ReplyLimit { policy, users: 0, lsn, open_to: Lsn::ZERO };
+        let at = match known {
             Some(at) => at,
             None => match limits.iter().skip(1).position(|limit| limit.users == 0) {
                 Some(free) => {
-                    limits[free + 1] = ReplyLimit { policy, users: 0, lsn };
+                    limits[free + 1] = limit;
                     free + 1
                 }
                 None => {
-                    limits.push(ReplyLimit { policy, users: 0, lsn });
+                    limits.push(limit);
                     limits.len() - 1
                 }
             },

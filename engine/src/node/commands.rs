@@ -46,6 +46,7 @@ pub async fn run<E: Edge>(
             (reply, Needs::default())
         }
         Action::Watch(keys) => watch(node, client, keys).await,
+        Action::ReadOnly => (read_only(node), Needs::default()),
         Action::Run(command) => transaction(node, client, &[command], false).await,
         Action::Transaction(commands) => transaction(node, client, &commands, true).await,
         other => (ask(node, client, other).await, Needs::default()),
@@ -57,8 +58,12 @@ pub async fn run<E: Edge>(
 /// Everything that touches no row of a transaction.
 async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action) -> Reply {
     match action {
-        Action::Scan(options) => scans::scan(node, &options).await,
+        Action::Scan(options) => {
+            show_committed(node, client).await;
+            scans::scan(node, &options).await
+        }
         Action::Dbsize => {
+            show_committed(node, client).await;
             Reply::Integer(i64::try_from(node.applied.mark().rows).unwrap_or(i64::MAX))
         }
         Action::Dump { cursor, count } => scans::dump(node, cursor, count).await,
@@ -78,6 +83,23 @@ async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action
         Action::Retire(lsn) => super::retention::retire(node, lsn).await,
         _ => Reply::error("ERR not something this node does"),
     }
+}
+
+/// Scans and counts read the table, which on a primary trails what is committed by what the lanes
+/// still hold. Waits until it shows what is committed now, and what this connection wrote before,
+/// where the reply of that write holds up this one anyway.
+async fn show_committed<E: Edge>(node: &Node<E>, client: &Client<E>) {
+    let Some(primary) = node.primary() else { return };
+    let committed = node.committed.get();
+    node.changed
+        .until(|| {
+            let own = client.last_write.get();
+            let open = client.policy.get() != 0 || own <= primary.limits.borrow()[0].open_to;
+            let goal = if open { committed } else { committed.max(own) };
+            let done = node.visible.get() >= goal;
+            (done || client.outbox.is_broken() || node.is_stopping()).then_some(())
+        })
+        .await;
 }
 
 async fn set_policy<E: Edge>(node: &Node<E>, client: &Client<E>, policy: ClientPolicy) {
@@ -147,7 +169,7 @@ async fn transaction<E: Edge>(
     let writes = commands.iter().any(DataCommand::is_write);
     if writes {
         if let Err(reply) = may_write(node, client) {
-            return (reply, Needs::default());
+            return (refused(reply, exec), Needs::default());
         }
     }
     let watched_keys = watched.iter().map(|(key, _)| key);
@@ -155,12 +177,12 @@ async fn transaction<E: Edge>(
         commands.iter().flat_map(DataCommand::keys).chain(watched_keys).cloned().collect();
     let fetched = match node.fetch(&keys, &client.limits).await {
         Ok(fetched) => fetched,
-        Err(reply) => return (reply, Needs::default()),
+        Err(reply) => return (refused(reply, exec), Needs::default()),
     };
     let outcome = match (writes, node.primary()) {
         (true, Some(primary)) => match admitted(node, client, primary).await {
             Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
-            Err(reply) => (reply, Needs::default()),
+            Err(reply) => (refused(reply, exec), Needs::default()),
         },
         _ => execute_all(node, client, commands, &watched, &fetched, exec),
     };
@@ -168,19 +190,30 @@ async fn transaction<E: Edge>(
     outcome
 }
 
+/// The answer to a write on a replica.
+fn read_only<E: Edge>(node: &Node<E>) -> Reply {
+    let upstream = node.replica().map(|replica| replica.upstream.borrow());
+    let primary = match upstream.as_ref().map(|upstream| upstream.client_address.as_str()) {
+        None | Some("") => "unknown: this replica has not reached it yet",
+        Some(address) => address,
+    };
+    let text = format!("READONLY You can't write against a read only replica. Primary: {primary}");
+    Reply::error(text)
+}
+
+/// A transaction that is refused whole; EXEC says so in Redis's words.
+fn refused(reply: Reply, exec: bool) -> Reply {
+    match reply {
+        Reply::Error(text) if exec => {
+            Reply::error(format!("EXECABORT Transaction discarded because of: {text}"))
+        }
+        reply => reply,
+    }
+}
+
 /// Refusals that come before a write is appended.
 fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
-    let Some(primary) = node.primary() else {
-        let replica = node.replica().expect("a node is one or the other");
-        let upstream = replica.upstream.borrow();
-        let primary = match upstream.client_address.as_str() {
-            "" => "unknown: this replica has not reached it yet",
-            address => address,
-        };
-        let text =
-            format!("READONLY You can't write against a read only replica. Primary: {primary}");
-        return Err(Reply::error(text));
-    };
+    let Some(primary) = node.primary() else { return Err(read_only(node)) };
     if node.is_stopping() {
         return Err(Reply::error("ERR the node is stopping"));
     }
@@ -207,8 +240,9 @@ async fn admitted<E: Edge>(
 ) -> Result<(), Reply> {
     node.room
         .until(|| {
-            if node.is_stopping() {
-                return Some(Err(Reply::error("ERR the node is stopping")));
+            // Replicas may have gone while this waited for rows or for room.
+            if let Err(reply) = may_write(node, client) {
+                return Some(Err(reply));
             }
             if client.outbox.is_broken() {
                 return Some(Err(Reply::error("ERR the client is gone")));
@@ -237,18 +271,29 @@ fn execute_all<E: Edge>(
     for (key, image) in watched {
         match rows.read(key, View::Latest) {
             Ok(now) if now == *image => {}
-            Ok(_) => return (Reply::NullArray, Needs::default()),
+            // That it has changed is something seen, too.
+            Ok(_) => return (Reply::NullArray, needs_of(client, &rows)),
             Err(reply) => return (reply, Needs::default()),
         }
     }
-    let view = if exec { View::Latest } else { View::Plain };
-    let mut replies: Vec<Reply> =
-        commands.iter().map(|command| execute(command, view, &mut rows)).collect();
-    let policy = client.policy.get();
-    let mut needs = Needs { own: None, committed: rows.saw };
-    if rows.saw_own > Lsn::ZERO {
-        needs.own = Some((policy, rows.saw_own));
+    // Between WATCH and EXEC, reads see what EXEC will compare with.
+    let latest = exec || !client.watched.borrow().is_empty();
+    let view = if latest { View::Latest } else { View::Plain };
+    let mut replies = Vec::with_capacity(commands.len());
+    let (mut reply_bytes, reply_bytes_max) = (0, rows.reply_bytes_max());
+    for command in commands {
+        let reply = execute(command, view, &mut rows);
+        reply_bytes += reply.encoded_bytes_max();
+        // Each reply alone is bounded; short commands queued by the thousand can ask for as many.
+        if exec && reply_bytes > reply_bytes_max {
+            let text =
+                format!("ERR replies are larger than reply_bytes_max ({reply_bytes_max} bytes)");
+            return (refused(Reply::error(text), exec), needs_of(client, &rows));
+        }
+        replies.push(reply);
     }
+    let policy = client.policy.get();
+    let mut needs = needs_of(client, &rows);
     if let Some(primary) = node.primary() {
         match rows.append(primary) {
             Written::Nothing => {}
@@ -256,11 +301,17 @@ fn execute_all<E: Edge>(
                 client.last_write.set(end);
                 needs.own = Some((policy, end));
             }
-            Written::Refused(reply) => return (reply, Needs::default()),
+            Written::Refused(reply) => return (refused(reply, exec), needs),
         }
     }
     let reply = if exec { Reply::Array(replies) } else { replies.remove(0) };
     (reply, needs)
+}
+
+/// What a reply must wait for that shows what `rows` has read.
+fn needs_of<E: Edge>(client: &Client<E>, rows: &TransactionRows<'_, E>) -> Needs {
+    let own = (rows.saw_own > Lsn::ZERO).then(|| (client.policy.get(), rows.saw_own));
+    Needs { own, committed: rows.saw }
 }
 
 async fn ack<E: Edge>(node: &Node<E>, client: &Client<E>, words: &[Bytes]) -> Reply {

@@ -13,7 +13,9 @@ use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 use super::NodeError;
 use super::state::{Node, Stop};
 use crate::apply::plan::Window;
-use crate::edge::{Edge, Worker, offload};
+use crate::edge::{Disk, Edge, Worker, offload};
+use crate::log::LogError;
+use crate::log::segment::segment_file_name;
 
 /// Runs until the node stops. `lanes` are the queues of the lanes, in order.
 pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
@@ -31,17 +33,24 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             })
             .await;
         let Some(limit) = limit else { return };
-        match next_window(&node, limit, lanes.len()).await {
-            Ok(Some(window)) => {
-                let (window, end) = (Arc::new(window.0), window.1);
+        let window = next_window(&node, limit, lanes.len()).await;
+        if limit > node.committed.get().min(node.durable.get()) {
+            // The log was cut while the window was put together: it is not what stands there now.
+            continue;
+        }
+        match window {
+            Ok(Some((window, end))) => {
+                // Before the lanes have it: from here on a cut below `end` must be refused.
+                node.dispatched.set(end);
+                let window = Arc::new(window);
                 for lane in &lanes {
                     // Waits while the lane's queue is full: that is the limit of what is in
                     // flight between the feed and the table.
                     if !lane.send(window.clone()).await {
-                        return;
+                        let text = "an apply lane has ended: a fault of rowship";
+                        return node.stop(Stop::Failed(NodeError::internal(&text)));
                     }
                 }
-                node.dispatched.set(end);
             }
             Ok(None) => {
                 let at = node.dispatched.get();
@@ -72,7 +81,8 @@ async fn next_window<E: Edge>(
         while end < limit && bytes < bytes_max {
             let read = node.segments.read(end, limit, bytes_max - bytes);
             let Some((run, next)) = read.map_err(|error| NodeError::log(&error))? else { break };
-            verify(node, run.clone(), end).await?;
+            let verified = verify(node, run.clone(), end).await;
+            verified.map_err(|error| NodeError::log(&error))?;
             (end, bytes) = (next, bytes + run.len());
             parts.push(run);
         }
@@ -85,17 +95,30 @@ async fn next_window<E: Edge>(
 
 /// What comes out of the maps may have rotted since it was written: checks it, on a worker, which
 /// also brings cold pages in.
-async fn verify<E: Edge>(node: &Node<E>, run: Bytes, start: Lsn) -> Result<(), NodeError> {
+pub(super) async fn verify<E: Edge>(
+    node: &Node<E>,
+    run: Bytes,
+    start: Lsn,
+) -> Result<(), LogError> {
     let seed = node.log_id.get().seed();
     let body_max = rowship_proto::frame::FRAME_BODY_BYTES_LIMIT;
     let checked = offload(&node.reader, move || check_run(&run, start, seed, body_max));
     match checked.await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err((lsn, error))) => Err(NodeError::damage(&format!(
-            "the log is damaged at LSN {lsn}: {error}; `rowship log verify` names the file and \
-             offset, and a peer holds the same bytes"
-        ))),
-        Err(error) => Err(NodeError::internal(&error)),
+        Ok(Err((lsn, error))) => {
+            let held = node.segments.maps.borrow().segment_of(lsn);
+            let base = held.map_or(start, |(base, _)| base);
+            Err(LogError::Damage {
+                segment: node.disk.path(&segment_file_name(base)),
+                offset: lsn.since(base),
+                lsn,
+                what: error.to_string(),
+            })
+        }
+        Err(source) => {
+            let file = node.disk.path("");
+            Err(LogError::Io { doing: "check", file, source })
+        }
     }
 }
 

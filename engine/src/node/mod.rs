@@ -15,7 +15,8 @@
 //! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`],
 //!   [`greeting`], [`ship`], [`latency`]. Replica: [`receive`]. Both: [`writer`], [`tip`], [`segments`], [`feed`],
 //!   [`dictionary`], [`upkeep`] (periodic work), [`retention`], [`status`].
-//! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires all of it to an edge, and stops it.
+//! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires
+//!   all of it to an edge and stops it, [`supervise`] watches the agents.
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
 //! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
@@ -42,15 +43,22 @@ pub mod signal;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod supervise;
 pub mod tip;
 pub mod upkeep;
 pub mod writer;
 
 use std::fmt::Display;
+use std::io;
 
 use crate::log::{LogError, StateError};
 
 pub use start::run;
+
+/// Whether space is what is missing: it can come back.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
 
 /// Why a node ended: exit code (see `cli::exit::Exit`) and message.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -82,6 +90,11 @@ impl NodeError {
         NodeError::new(4, message)
     }
 
+    /// The data directory cannot be used; or the disk is full, when that is why.
+    pub(crate) fn directory_or_full(message: &dyn Display, error: &io::Error) -> NodeError {
+        if is_full(error) { NodeError::full(message) } else { NodeError::directory(message) }
+    }
+
     /// The log is damaged.
     pub(crate) fn damage(message: &dyn Display) -> NodeError {
         NodeError::new(5, message)
@@ -102,10 +115,23 @@ impl NodeError {
         NodeError::new(10, message)
     }
 
+    /// `node.state` cannot be read or written.
+    pub(crate) fn state(error: &StateError) -> NodeError {
+        match error {
+            StateError::Io { source, .. } => NodeError::directory_or_full(error, source),
+            _ => NodeError::directory(error),
+        }
+    }
+
     /// By the kind of a log error.
     pub(crate) fn log(error: &LogError) -> NodeError {
         match error {
             LogError::Damage { .. } | LogError::NoSegments { .. } => NodeError::damage(error),
+            LogError::Io { source, .. } | LogError::State(StateError::Io { source, .. })
+                if is_full(source) =>
+            {
+                NodeError::full(error)
+            }
             LogError::Io { .. } => NodeError::disk(error),
             LogError::DiskFull { .. } => NodeError::full(error),
             LogError::State(StateError::Newer { .. } | StateError::Broken { .. })

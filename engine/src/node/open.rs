@@ -11,7 +11,7 @@ use super::start::{new_log_id, table_path};
 use crate::apply::lsm::{LsmSettings, LsmTable};
 use crate::apply::memory::MemoryTable;
 use crate::apply::publish::Mark;
-use crate::apply::table::Table;
+use crate::apply::table::{Table, TableError};
 use crate::edge::{Disk, Edge};
 use crate::log::node_state::{Role as StoredRole, TableDurable};
 use crate::log::prepare::prepare_next;
@@ -34,7 +34,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         None => StoredRole::Primary,
         Some(_) => StoredRole::Replica,
     };
-    let loaded = NodeState::load(disk).map_err(|error| NodeError::directory(&error))?;
+    let loaded = NodeState::load(disk).map_err(|error| NodeError::state(&error))?;
     let mut events = Vec::new();
     let mut state = match loaded {
         Some(state) => state,
@@ -50,7 +50,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         state.frame_body_bytes_max = settings.cluster.frame_body_bytes_max as u64;
     }
     state.name = settings.node.name.as_str().to_owned();
-    state.store(disk).map_err(|error| NodeError::directory(&error))?;
+    state.store(disk).map_err(|error| NodeError::state(&error))?;
     let segments = list_segments(disk).map_err(|error| NodeError::log(&error))?;
     let untouched = state.history.entries().is_empty() && state.checkpoint.is_none();
     if segments.is_empty() && untouched {
@@ -62,7 +62,10 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         prepare_next(disk, &header).map_err(|error| NodeError::log(&error))?;
     }
     let recovered = recover(disk, &RecoverInput::of(&state));
-    let recovered = recovered.map_err(|error| NodeError::log(&error))?;
+    let mut recovered = recovered.map_err(|error| NodeError::log(&error))?;
+    // Headers say it only up to the frame before the last one: the last rows that readers saw
+    // would be hidden again until somebody says that they are committed.
+    recovered.committed = recovered.committed.max(state.committed.min(recovered.end));
     if let Some(torn) = &recovered.torn {
         events.push(format!(
             "the last write of the log was torn: cut at LSN {} ({} bytes dropped; {})",
@@ -146,7 +149,10 @@ pub fn open_table<D: Disk>(
         TableKind::Lsm => {
             let path = table_path(&settings.node.data_dir);
             let opened = LsmTable::open(&path, lsm_settings(settings), durable);
-            let opened = opened.map_err(|error| NodeError::directory(&error))?;
+            let opened = opened.map_err(|error| match error {
+                TableError::NoSpace { .. } => NodeError::full(&error),
+                _ => NodeError::directory(&error),
+            })?;
             if let Some(rebuilt) = &opened.rebuilt {
                 events.push(format!(
                     "the table did not open and is rebuilt from the log: {}{}",
@@ -159,7 +165,7 @@ pub fn open_table<D: Disk>(
             if opened.durable != durable {
                 let Mark { lsn, rows: row_count } = opened.durable;
                 state.table_durable = TableDurable { lsn, row_count };
-                state.store(disk).map_err(|error| NodeError::directory(&error))?;
+                state.store(disk).map_err(|error| NodeError::state(&error))?;
                 let recorded = opened.table.recorded(lsn);
                 recorded.map_err(|error| NodeError::directory(&error))?;
             }

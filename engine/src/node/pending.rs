@@ -56,10 +56,14 @@ impl Pending {
         self.rows.get(key)?.back()
     }
 
-    /// The newest image of `key` that is committed, or written by `connection` itself.
+    /// The newest image of `key` that is committed, or written by `connection` itself, or found in
+    /// the log at start: that one may have been acknowledged before, so the image below it must
+    /// not be shown again; the reply waits until its fate is known.
     #[must_use]
     pub fn plain(&self, key: &RowKey, committed: Lsn, connection: u64) -> Option<&PendingImage> {
-        let mine = |image: &&PendingImage| image.end <= committed || image.connection == connection;
+        let mine = |image: &&PendingImage| {
+            image.end <= committed || [0, connection].contains(&image.connection)
+        };
         self.rows.get(key)?.iter().rev().find(mine)
     }
 

@@ -17,7 +17,7 @@ use rowship_proto::message::{
 use rowship_proto::position::EpochVerdict;
 use rowship_proto::replica::{Holdings, Progress};
 use rowship_proto::verify::{StreamVerifier, check_padding, first_frame};
-use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn, Position};
+use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn};
 
 use super::NodeError;
 use super::state::{Node, ReplicaRole, Stop, count};
@@ -293,12 +293,14 @@ async fn prepare<E: Edge>(
             node.frame_body_bytes_max.set(body_max);
         }
     }
+    node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;
     }
     let body_max = welcome.frame_body_bytes_max;
     let (base, bytes) = welcome.segment;
-    let header = SegmentHeader::new(welcome.log_id, base, bytes, body_max);
+    let header = SegmentHeader::from_peer(welcome.log_id, base, bytes, body_max)
+        .map_err(|error| bad_peer(node, &error))?;
     ensure(node, header).await?;
     if node.appended.get() == Lsn::ZERO {
         node.start_log_at(welcome.resume);
@@ -409,7 +411,7 @@ async fn stream<E: Edge>(
                 Parsed::Frame(header, len) => {
                     let body = &rest[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                     let begins_epoch = verifier.begins_epoch(&header);
-                    let began = Position { epoch: header.epoch, lsn: verifier.next };
+                    let epoch = begins_epoch.then_some((header.epoch, verifier.next));
                     if begins_epoch && welcome.epoch.judge(&header.epoch) == EpochVerdict::Newer {
                         return Err(bad_peer(node, &"a frame of an epoch newer than its own"));
                     }
@@ -418,13 +420,10 @@ async fn stream<E: Edge>(
                     let control =
                         Control::of(&header, body).map_err(|error| bad_peer(node, &error))?;
                     run.add(len, &header);
-                    let epoch = begins_epoch.then_some(Control::Epoch(began));
                     if epoch.is_some() || control.is_some() {
-                        let at = verifier.next;
                         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
-                        for control in [epoch, control].into_iter().flatten() {
-                            handle_control(node, control, welcome, at).await?;
-                        }
+                        begin_epoch(node, epoch).await?;
+                        handle_control(node, control, welcome).await?;
                         run = RunBuilder::new(&verifier);
                     }
                 }
@@ -539,7 +538,6 @@ async fn take_run<E: Edge>(
 enum Control {
     Tables(Vec<(rowship_proto::row::TableId, Bytes)>),
     SegmentEnd(SegmentEnd),
-    Epoch(Position),
 }
 
 impl Control {
@@ -563,12 +561,24 @@ impl Control {
     }
 }
 
+/// A reign begins at this frame, whatever kind it is.
+async fn begin_epoch<E: Edge>(
+    node: &Rc<Node<E>>,
+    epoch: Option<(Epoch, Lsn)>,
+) -> Result<(), Ended> {
+    let Some((epoch, start)) = epoch else { return Ok(()) };
+    let push = |state: &mut crate::log::NodeState| {
+        state.history.push(epoch, start);
+    };
+    node.update_state(push).await.map_err(Ended::Fatal)
+}
+
 async fn handle_control<E: Edge>(
     node: &Rc<Node<E>>,
-    control: Control,
+    control: Option<Control>,
     welcome: &Welcome,
-    at: Lsn,
 ) -> Result<(), Ended> {
+    let Some(control) = control else { return Ok(()) };
     match control {
         Control::Tables(tables) => {
             let mut dictionary = node.dictionary.borrow_mut();
@@ -578,20 +588,14 @@ async fn handle_control<E: Edge>(
             Ok(())
         }
         Control::SegmentEnd(end) => {
-            debug_assert_eq!(end.next_frame(), at);
-            let header = SegmentHeader::new(
+            let header = SegmentHeader::from_peer(
                 node.log_id.get(),
                 end.next_base,
                 end.next_segment_bytes,
                 welcome.frame_body_bytes_max,
             );
+            let header = header.map_err(|error| bad_peer(node, &error))?;
             ensure(node, header).await
-        }
-        Control::Epoch(start) => {
-            let push = |state: &mut crate::log::NodeState| {
-                state.history.push(start.epoch, start.lsn);
-            };
-            node.update_state(push).await.map_err(Ended::Fatal)
         }
     }
 }
@@ -603,6 +607,23 @@ impl<E: Edge> Node<E> {
             self.committed.set(committed);
             self.changed.notify();
         }
+    }
+
+    /// What this node heard of as committed beyond the common part of the logs says nothing about
+    /// the bytes that will stand there now (after async, a promoted replica may lack some of it).
+    /// Before the cut: while it waits for the disk nothing of the tail may be applied.
+    fn forget_committed_above(&self, resume: Lsn, cuts: bool) {
+        let committed = self.committed.get();
+        if committed <= resume {
+            return;
+        }
+        if cuts {
+            self.event(format!(
+                "the log was committed up to LSN {committed} under an earlier epoch; the present \
+                 primary has it only up to {resume}"
+            ));
+        }
+        self.committed.set(resume);
     }
 
     /// A new replica's log starts here.

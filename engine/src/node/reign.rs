@@ -43,8 +43,9 @@ pub fn role<E: Edge>(
     if !history.push(epoch, log.end) {
         return Err(NodeError::internal(&"the log knows an epoch newer than node.state does"));
     }
-    // The size that the last segment's end announced, when the log ends just there.
-    let header = log.active.unwrap_or_else(|| log.last.next(state.segment_bytes));
+    // When the log ends at a segment's end, that has announced the size of the next one.
+    let announced = log.next_segment_bytes.unwrap_or(state.segment_bytes);
+    let header = log.active.unwrap_or_else(|| log.last.next(announced));
     state.epoch_highest = epoch;
     state.history = history.clone();
     state.promoted = false;
@@ -69,7 +70,8 @@ pub fn role<E: Edge>(
     };
     let policy = settings.cluster.ack.clone();
     let machine = Primary::new(reign, history, policy, log.end, committed);
-    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn: Lsn::ZERO };
+    let (lsn, open_to) = (Lsn::ZERO, Lsn::ZERO);
+    let node = ReplyLimit { policy: ClientPolicy::Node, users: 1, lsn, open_to };
     Ok(PrimaryRole {
         machine: RefCell::new(machine),
         appender: RefCell::new(appender),
@@ -81,7 +83,6 @@ pub fn role<E: Edge>(
         greeting: Greeting::new(settings.node.replicas_max),
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
-        indeterminate_to: Cell::new(Lsn::ZERO),
         epoch,
         opening_left: Cell::new(log.opening_left),
     })
@@ -147,7 +148,7 @@ impl<E: Edge> Node<E> {
     }
 
     /// Images of the inherited tail: written by a reign before, committed only with this one's
-    /// start record. Read-modify-write must see them, plain reads must not.
+    /// start record. Whoever reads them waits for that: they may have been acknowledged before.
     fn restore_pending(&self, primary: &PrimaryRole<E>) -> Result<(), NodeError> {
         let (mut at, end) = (self.committed.get(), self.appended.get());
         let seed = self.log_id.get().seed();

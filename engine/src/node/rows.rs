@@ -1,18 +1,17 @@
 //! One transaction's view of the rows: what it read, what it writes, and what its reply must
 //! wait for.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
 use rowship_proto::row::{Existed, KEY_BYTES_MAX, Operation, RowWrite, TableId, key_hash};
 
 use super::appender::definitions_fit;
-use super::client::too_large;
 use super::pending::{PendingImage, RowKey};
 use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
-use crate::apply::table::{Resident, RowId, TableError};
+use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
 use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
@@ -32,15 +31,18 @@ pub struct TransactionRows<'a, E: Edge> {
     connection: u64,
     limits: RowLimits,
     fetched: &'a Fetched,
-    pin: Pin,
+    /// Keeps `at` readable, unless `fetched` does.
+    _pin: Option<Pin>,
+    /// All rows are read at this one position of the table.
+    at: Lsn,
     writes: Vec<Write>,
     by_key: HashMap<Bytes, usize>,
+    /// A write failed: none of them may be appended.
+    void: Option<Reply>,
     /// The reply must not leave before this is committed: it shows others' uncommitted images.
     pub saw: Lsn,
     /// The reply shows the connection's own writes up to here.
     pub saw_own: Lsn,
-    /// Bytes of images read so far, each as often as it was read.
-    read_bytes: usize,
 }
 
 struct Write {
@@ -69,19 +71,28 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         limits: RowLimits,
         fetched: &'a Fetched,
     ) -> Self {
-        let pin = node.table.pin();
-        let (writes, by_key, saw, saw_own, read_bytes) = Default::default();
+        // Rows that were fetched and rows still in memory must show the same position: half a
+        // transaction would be seen otherwise. What a primary has committed since then is pending.
+        let (at, pin) = match &fetched.pin {
+            Some((pin, _)) => (pin.at(), None),
+            None => {
+                let pin = node.table.pin();
+                (pin.at(), Some(pin))
+            }
+        };
+        let (writes, by_key, void, saw, saw_own) = Default::default();
         TransactionRows {
             node,
             connection,
             limits,
             fetched,
-            pin,
+            _pin: pin,
+            at,
             writes,
             by_key,
+            void,
             saw,
             saw_own,
-            read_bytes,
         }
     }
 
@@ -101,10 +112,10 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let seed = self.node.log_id.get().seed();
         let hash = key_hash(seed, row.table, &row.key);
         let id = RowId { hash, table: row.table, key: &row.key };
-        match self.node.table.get_resident(id, self.pin.at()) {
+        match self.node.table.get_resident(id, self.at) {
             Resident::Found(image) => Ok(image),
             // The keys of a command are fetched before it runs, so this is a race with a flush.
-            Resident::Cold => match self.node.table.get(id, self.pin.at()) {
+            Resident::Cold => match self.node.table.get(id, self.at) {
                 Ok(image) => Ok(image),
                 Err(error) => Err(Reply::error(format!("ERR cannot read the row: {error}"))),
             },
@@ -113,6 +124,9 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
     /// Appends what was written; admission was asked for just before.
     pub fn append(self, primary: &PrimaryRole<E>) -> Written {
+        if let Some(reply) = self.void {
+            return Written::Refused(reply);
+        }
         if self.writes.is_empty() {
             return Written::Nothing;
         }
@@ -197,44 +211,6 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
 impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn read(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
-        let image = self.find(key, view)?;
-        self.read_bytes += image.as_ref().map_or(0, Bytes::len);
-        let bytes_max = self.node.reply_bytes_max();
-        if self.read_bytes > bytes_max { Err(too_large(bytes_max)) } else { Ok(image) }
-    }
-
-    fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
-        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
-        debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
-        let image = image.map(Bytes::from);
-        // Of several writes of one transaction to one key only the last matters to anybody.
-        if let Some(&at) = self.by_key.get(key) {
-            self.writes[at].image = image;
-            return Ok(());
-        }
-        let (saw, saw_own) = (self.saw, self.saw_own);
-        let existed = match self.find(key, View::Latest)? {
-            Some(_) => Existed::Yes,
-            None => Existed::No,
-        };
-        // Looking whether the row existed is not something that the client sees.
-        (self.saw, self.saw_own) = (saw, saw_own);
-        self.by_key.insert(key.clone(), self.writes.len());
-        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
-        Ok(())
-    }
-
-    fn value_bytes_max(&self) -> usize {
-        self.limits.value_bytes_max
-    }
-
-    fn reply_bytes_max(&self) -> usize {
-        self.node.reply_bytes_max()
-    }
-}
-
-impl<E: Edge> TransactionRows<'_, E> {
-    fn find(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
         if let Some(&at) = self.by_key.get(key) {
             return Ok(self.writes[at].image.clone());
         }
@@ -257,6 +233,39 @@ impl<E: Edge> TransactionRows<'_, E> {
         }
         self.stored(key, &row)
     }
+
+    fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
+        let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
+        debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
+        let image = image.map(Bytes::from);
+        // Of several writes of one transaction to one key only the last matters to anybody.
+        if let Some(&at) = self.by_key.get(key) {
+            self.writes[at].image = image;
+            return Ok(());
+        }
+        let (saw, saw_own) = (self.saw, self.saw_own);
+        let existed = match self.read(key, View::Latest) {
+            Ok(Some(_)) => Existed::Yes,
+            Ok(None) => Existed::No,
+            Err(reply) => {
+                self.void.get_or_insert(reply.clone());
+                return Err(reply);
+            }
+        };
+        // Looking whether the row existed is not something that the client sees.
+        (self.saw, self.saw_own) = (saw, saw_own);
+        self.by_key.insert(key.clone(), self.writes.len());
+        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
+        Ok(())
+    }
+
+    fn value_bytes_max(&self) -> usize {
+        self.limits.value_bytes_max
+    }
+
+    fn reply_bytes_max(&self) -> usize {
+        self.node.reply_bytes_max()
+    }
 }
 
 impl<E: Edge> Node<E> {
@@ -269,7 +278,8 @@ impl<E: Edge> Node<E> {
         let pin = self.table.pin();
         let seed = self.log_id.get().seed();
         let mut cold: Vec<(Bytes, RowKey, u64)> = Vec::new();
-        for key in keys {
+        let mut seen = HashSet::new();
+        for key in keys.iter().filter(|key| seen.insert(*key)) {
             let parts = split_key(key, limits).map_err(|error| error.reply())?;
             let table = match &parts.table {
                 None => TableId::NO_PREFIX,
@@ -301,29 +311,25 @@ impl<E: Edge> Node<E> {
         let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
         let (at, table, bytes_max) = (pin.at(), self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
-            let (mut rows, mut bytes) = (HashMap::new(), 0);
+            let (mut rows, mut bytes) = (HashMap::with_capacity(cold.len()), 0);
             for (key, row, hash) in cold {
                 let id = RowId { hash, table: row.table, key: &row.key };
-                let image = table.get(id, at)?;
+                let image = table.get(id, at).map_err(|error| error.to_string())?;
                 bytes += image.as_ref().map_or(0, Bytes::len);
                 if bytes > bytes_max {
-                    return Ok(None);
+                    return Err(format!("its rows hold more than {bytes_max} bytes"));
                 }
                 rows.insert(key, image);
             }
-            Ok::<_, TableError>(Some(rows))
+            Ok(rows)
         });
         let result = read.await;
         let fetched = |rows| Fetched { rows, pin: Some((pin, pending_pin)) };
         match result {
-            Ok(Ok(Some(rows))) => Ok(fetched(rows)),
-            Ok(Ok(None)) => {
-                self.release(fetched(HashMap::new()));
-                Err(too_large(bytes_max))
-            }
+            Ok(Ok(rows)) => Ok(fetched(rows)),
             Ok(Err(error)) => {
                 self.release(fetched(HashMap::new()));
-                Err(Reply::error(format!("ERR cannot read the row: {error}")))
+                Err(Reply::error(format!("ERR cannot read the rows: {error}")))
             }
             Err(error) => {
                 self.release(fetched(HashMap::new()));

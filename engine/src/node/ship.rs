@@ -13,6 +13,7 @@ use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, Refus
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
+use super::feed;
 use super::latency::Stages;
 use super::state::{Link, Node, PrimaryRole, count};
 use super::tip::Run;
@@ -288,7 +289,14 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
             Next::FromMaps => match from_maps(&node, shipped).await {
                 Ok(load) => ship(&node, &link, &name, &mut shipped, &mut told, load).await,
                 Err(error) => {
-                    node.event(format!("cannot ship to '{name}' from LSN {shipped}: {error}"));
+                    let text = format!("cannot ship to '{name}' from LSN {shipped}: {error}");
+                    // Once, not each time that the replica asks again.
+                    if !node.events.borrow().contains(&text) {
+                        node.event(text.clone());
+                    }
+                    let refusal = refuse(RefuseCode::Damaged, format!("the primary {text}"));
+                    // The replica may be gone already; the event stands.
+                    let _ = link.stream.write_all(Message::Refuse(refusal).encode().into()).await;
                     return link.stream.shutdown();
                 }
             },
@@ -393,7 +401,11 @@ async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError>
     }
     match node.segments.read(from, limit, bytes_max)? {
         // What its frames say is old: a notice follows where it matters.
-        Some((bytes, to)) => Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO }),
+        Some((bytes, to)) => {
+            // What has rotted here must not look like the network's fault over there.
+            feed::verify(node, bytes.clone(), from).await?;
+            Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO })
+        }
         None => Err(LogError::NotHeld { lsn: from }),
     }
 }

@@ -16,6 +16,7 @@ use super::segments::Segments;
 use super::settings::Settings;
 use super::signal::Signal;
 use super::state::{Counters, Node, ReplicaRole, Role, Stop};
+use super::supervise::spawn;
 use super::tip::Tip;
 use super::writer::WriteQueue;
 use super::{NodeError, client, feed, receive, ship, upkeep};
@@ -43,8 +44,13 @@ pub fn run(mut settings: Settings) -> Result<(), NodeError> {
     let ring = uring::probe().map_err(|error| no_ring(&error))?;
     tracing::info!(kernel = ring.kernel, features = ?ring.features, "io_uring works");
     let reserve = settings.node.disk_reserve_bytes;
+    // The table's library and everything else that makes files: readable by this user only.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let directory = DataDirectory::open(&settings.node.data_dir, reserve);
-    let directory = directory.map_err(|error: DirectoryError| NodeError::directory(&error))?;
+    let directory = directory.map_err(|error| match &error {
+        DirectoryError::Io { source, .. } => NodeError::directory_or_full(&error, source),
+        _ => NodeError::directory(&error),
+    })?;
     if let Some(warning) = &directory.warning {
         tracing::warn!("{warning}");
     }
@@ -179,8 +185,8 @@ fn build<E: Edge>(
         }
     };
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
-    let (reader, preparation, maintenance) =
-        (jobs("reader")?, jobs("preparation")?, jobs("maintenance")?);
+    let (reader, preparation) = (jobs("reader")?, jobs("preparation")?);
+    let (maintenance, compaction) = (jobs("flush")?, jobs("compaction")?);
     let segments = Segments::new(maps, settings.node.spare_segments);
     if let Some(active) = recovered.as_ref().and_then(|log| log.active) {
         segments.open_file(&edge, &disk, &active).map_err(|error| NodeError::log(&error))?;
@@ -206,10 +212,12 @@ fn build<E: Edge>(
         changed: Signal::default(),
         replies: Signal::default(),
         room: Signal::default(),
+        compact: Notify::new(),
         state: tokio::sync::Mutex::new(state),
         reader,
         preparation,
         maintenance,
+        compaction,
         stopping: RefCell::new(None),
         closing: Cell::new(false),
         events: RefCell::new(VecDeque::new()),
@@ -218,7 +226,6 @@ fn build<E: Edge>(
         next_id: Cell::new(1),
         client_address: RefCell::default(),
         replication_address: RefCell::default(),
-        disk_full: Cell::new(false),
         table_paused: RefCell::new(None),
         started: edge.now(),
         ring,
@@ -247,16 +254,16 @@ fn spawn_agents<E: Edge>(
     lanes: Vec<Worker<Arc<Window>>>,
     published: Arc<Notify>,
 ) {
-    use tokio::task::spawn_local;
-    spawn_local(super::writer::run(node.clone()));
-    spawn_local(feed::run(node.clone(), lanes));
-    spawn_local(upkeep::follow_lanes(node.clone(), published));
-    spawn_local(upkeep::prepare_segments(node.clone()));
-    spawn_local(upkeep::checkpoint(node.clone()));
-    spawn_local(upkeep::maintain(node.clone()));
-    spawn_local(upkeep::gone_clients(node.clone()));
+    spawn(node, "writer", super::writer::run(node.clone()));
+    spawn(node, "feed", feed::run(node.clone(), lanes));
+    spawn(node, "lanes' follower", upkeep::follow_lanes(node.clone(), published));
+    spawn(node, "preparation", upkeep::prepare_segments(node.clone()));
+    spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
+    spawn(node, "flush", upkeep::maintain(node.clone()));
+    spawn(node, "compaction", upkeep::compact(node.clone()));
+    spawn(node, "gone clients", upkeep::gone_clients(node.clone()));
     if node.primary().is_some() {
-        spawn_local(upkeep::silence(node.clone()));
+        spawn(node, "silence", upkeep::silence(node.clone()));
     }
 }
 
@@ -281,12 +288,12 @@ async fn open_for_business<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError>
     if node.primary().is_some() {
         let (replicas, address) = listen(&settings.replication_listen, "replicas")?;
         *node.replication_address.borrow_mut() = address;
-        tokio::task::spawn_local(ship::accept(node.clone(), replicas));
+        spawn(node, "replica acceptor", ship::accept(node.clone(), replicas));
     }
     write_addresses(node)?;
-    tokio::task::spawn_local(client::accept(node.clone(), clients));
+    spawn(node, "client acceptor", client::accept(node.clone(), clients));
     if let Some(primary) = &settings.replica_of {
-        tokio::task::spawn_local(receive::run(node.clone(), primary.clone()));
+        spawn(node, "receiver", receive::run(node.clone(), primary.clone()));
     }
     tracing::info!(
         name = %settings.name,
@@ -311,7 +318,8 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
     let text = format!("{text}\n");
     let temporary = "addresses.tmp";
     let failed = |error: std::io::Error| {
-        NodeError::directory(&format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE)))
+        let text = format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE));
+        NodeError::directory_or_full(&text, &error)
     };
     if let Err(error) = node.disk.remove(temporary) {
         if error.kind() != std::io::ErrorKind::NotFound {
@@ -352,6 +360,16 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
             tracing::warn!("some replies were still waiting: their clients are told so");
         }
     }
+    if !failed {
+        // While the feed still runs: what is committed is applied, so that it can be flushed.
+        let applied = node.changed.until(|| {
+            let goal = node.committed.get().min(node.durable.get());
+            (node.visible.get() >= goal || node.table_paused.borrow().is_some()).then_some(())
+        });
+        if tokio::time::timeout(patience, applied).await.is_err() {
+            tracing::warn!("apply is behind: the next start goes on with it");
+        }
+    }
     node.closing.set(true);
     node.changed.notify();
     node.replies.notify();
@@ -371,6 +389,10 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
             tracing::warn!("some clients did not take their last reply");
         }
         node.store_checkpoint().await?;
+        match tokio::time::timeout(patience, node.flush_all()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => tracing::warn!("the table's flush takes long: the next start replays more"),
+        }
     }
     for client in node.clients.borrow().values() {
         client.shutdown();

@@ -78,14 +78,18 @@ pub struct Node<E: Edge> {
     pub replies: Signal,
     /// There may be room for a write again.
     pub room: Signal,
+    /// The table has new files: compaction may have something to do.
+    pub compact: tokio::sync::Notify,
     /// `node.state`; the lock is held while it is written.
     pub state: tokio::sync::Mutex<NodeState>,
     /// Reads and scans that may wait for the disk.
     pub reader: Worker<Job>,
     /// Segments, `node.state`, cold pages.
     pub preparation: Worker<Job>,
-    /// Flush and compaction.
+    /// Flush.
     pub maintenance: Worker<Job>,
+    /// Compaction: a thread of its own, so that a long one never holds up a flush.
+    pub compaction: Worker<Job>,
     /// The node stops, and why.
     pub stopping: RefCell<Option<Stop>>,
     /// Replies are out (or told): links, writer and feed may end.
@@ -102,9 +106,7 @@ pub struct Node<E: Edge> {
     pub client_address: RefCell<String>,
     /// Where replicas really connect.
     pub replication_address: RefCell<String>,
-    /// Free space below which writes are refused, and what was last seen.
-    pub disk_full: Cell<bool>,
-    /// Sync needed before the table's state can be trusted: its last problem.
+    /// Why the table cannot flush: the disk is full. Writes are refused meanwhile.
     pub table_paused: RefCell<Option<String>>,
     /// Started at.
     pub started: Nanos,
@@ -140,9 +142,6 @@ pub struct PrimaryRole<E: Edge> {
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.
     pub limits: RefCell<Vec<ReplyLimit>>,
-    /// Replies to writes up to here are told that their fate is open: replicas went missing
-    /// under `on_missing = refuse`.
-    pub indeterminate_to: Cell<Lsn>,
     /// The epoch.
     pub epoch: Epoch,
     /// Repeats of the last segment's opening that a crash has left out.
@@ -157,6 +156,9 @@ pub struct ReplyLimit {
     pub users: usize,
     /// Replies to writes up to here may leave.
     pub lsn: Lsn,
+    /// Replies to writes up to here that may not leave are told that the fate of the write is
+    /// open: replicas that the policy needs went missing under `on_missing = refuse`.
+    pub open_to: Lsn,
 }
 
 /// The sending side of one replica.
@@ -193,8 +195,6 @@ pub struct Upstream {
     pub appended: Lsn,
     /// Last sign of life.
     pub heard: Nanos,
-    /// Time at which this replica was last seen to be behind, zero when it is not.
-    pub behind_since: Nanos,
     /// Links made.
     pub connects: u64,
 }

@@ -118,12 +118,21 @@ pub async fn gone_clients<E: Edge>(node: Rc<Node<E>>) {
 
 /// How often the table is asked whether there is something to flush.
 const MAINTENANCE_PERIOD: Duration = Duration::from_millis(20);
+/// Flushes of a clean stop: as many as there can be sealed memtables, and some to spare.
+const STOP_FLUSHES_MAX: usize = 16;
 /// Pause after a flush that failed.
 const MAINTENANCE_PAUSE: Duration = Duration::from_millis(500);
 
-/// Flushes and compacts, on the maintenance worker, and keeps the durable position.
+/// Flushes, on the maintenance worker, and keeps the durable position.
 pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
-    while pause(&node, MAINTENANCE_PERIOD).await {
+    loop {
+        // Not when the stop begins: what is still applied then needs room in the memtables.
+        let closing = node.changed.until(|| node.is_closing().then_some(()));
+        tokio::select! {
+            biased;
+            () = closing => return,
+            () = tokio::time::sleep(MAINTENANCE_PERIOD) => {}
+        }
         if node.table.status().sealed_memtables == 0 && node.table.ready() {
             continue;
         }
@@ -136,43 +145,55 @@ pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
 async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     let table = node.table.clone();
     let flushed = offload(&node.maintenance, move || table.flush()).await;
-    let mark = match flushed.map_err(|error| NodeError::internal(&error))? {
-        Ok(Some(mark)) => mark,
-        Ok(None) => return Ok(()),
+    match flushed.map_err(|error| NodeError::internal(&error))? {
+        Ok(Some(mark)) => node.record_table(mark).await?,
+        // Nothing to flush, or no more room in the first level, or (when paused) nobody knows yet
+        // whether there is space again: compaction finds out.
+        Ok(None) => {
+            node.compact.notify_one();
+            return Ok(());
+        }
         Err(error @ TableError::NoSpace { .. }) => {
-            let before = node.table_paused.replace(Some(error.to_string()));
-            if before.is_none() {
-                node.event(format!("apply pauses: {error}"));
-            }
+            node.pause_table(&error);
             tokio::time::sleep(MAINTENANCE_PAUSE).await;
             return Ok(());
         }
         Err(error) => return Err(NodeError::disk(&error)),
-    };
-    if node.table_paused.borrow_mut().take().is_some() {
-        node.event("the table has space again: apply goes on".to_owned());
     }
-    node.record_table(mark).await?;
+    node.resume_table();
     // The feed may have waited for room in the memtables.
     node.changed.notify();
+    node.compact.notify_one();
+    Ok(())
+}
+
+/// Compacts after flushes, step by step, on a worker of its own.
+pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
     loop {
-        let table = node.table.clone();
-        let compacted = offload(&node.maintenance, move || table.compact()).await;
-        match compacted.map_err(|error| NodeError::internal(&error))? {
-            Ok(true) if !node.is_stopping() => {
-                let status = node.table.status();
-                // A full set of memtables is more urgent than the next step of compaction.
-                if !node.table.ready() || status.sealed_memtables > 0 {
-                    return Ok(());
+        let stopping = node.changed.until(|| node.is_stopping().then_some(()));
+        tokio::select! {
+            biased;
+            () = stopping => return,
+            () = node.compact.notified() => {}
+        }
+        let mut waited_for_space = false;
+        while !node.is_stopping() {
+            let table = node.table.clone();
+            let compacted = offload(&node.compaction, move || table.compact()).await;
+            match compacted {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => break,
+                Ok(Err(error @ TableError::NoSpace { .. })) => {
+                    waited_for_space = true;
+                    node.pause_table(&error);
+                    tokio::time::sleep(MAINTENANCE_PAUSE).await;
                 }
+                Ok(Err(error)) => return node.stop(Stop::Failed(NodeError::disk(&error))),
+                Err(error) => return node.stop(Stop::Failed(NodeError::internal(&error))),
             }
-            Ok(_) => return Ok(()),
-            Err(error @ TableError::NoSpace { .. }) => {
-                node.table_paused.replace(Some(error.to_string()));
-                tokio::time::sleep(MAINTENANCE_PAUSE).await;
-                return Ok(());
-            }
-            Err(error) => return Err(NodeError::disk(&error)),
+        }
+        if waited_for_space {
+            node.resume_table();
         }
     }
 }
@@ -204,22 +225,82 @@ pub async fn follow_lanes<E: Edge>(
 }
 
 impl<E: Edge> Node<E> {
-    /// Notes how far the log is durable, so that recovery need not look further back.
+    /// Notes how far the log is durable, so that recovery need not look further back, and how far
+    /// it is committed, so that a restart shows what was shown before.
     pub(super) async fn store_checkpoint(&self) -> Result<(), NodeError> {
-        let end = self.durable_end.get();
+        let present = || {
+            let end = self.durable_end.get();
+            (end, self.committed.get().min(end.lsn))
+        };
+        let (end, committed) = present();
         if end.lsn == rowship_proto::Lsn::ZERO {
             return Ok(());
         }
-        if self.state.lock().await.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn) {
-            return Ok(());
+        {
+            let state = self.state.lock().await;
+            let known = state.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn);
+            if known && state.committed >= committed {
+                return Ok(());
+            }
         }
-        self.update_state(|state| state.checkpoint = Some(end)).await
+        // Looked at again under the lock: a cut may have moved both back meanwhile.
+        self.update_state(|state| {
+            let (end, committed) = present();
+            (state.checkpoint, state.committed) = (Some(end), committed);
+        })
+        .await
+    }
+
+    /// The table has no space to flush: apply waits for it, and writes are refused.
+    fn pause_table(&self, error: &TableError) {
+        if self.table_paused.replace(Some(error.to_string())).is_none() {
+            self.event(format!("apply pauses: {error}"));
+        }
+        self.changed.notify();
+        self.room.notify();
+    }
+
+    /// Files of the table could be written again.
+    fn resume_table(&self) {
+        if self.table_paused.borrow_mut().take().is_some() {
+            self.event("the table has space again: apply goes on".to_owned());
+            self.changed.notify();
+            self.room.notify();
+        }
+    }
+
+    /// Flushes everything that is applied, so that the next start replays little. For a clean
+    /// stop: [`maintain`] may be in its last flush at the same time.
+    pub(super) async fn flush_all(&self) -> Result<(), NodeError> {
+        for _ in 0..STOP_FLUSHES_MAX {
+            let table = self.table.clone();
+            let flushed = offload(&self.maintenance, move || {
+                table.seal();
+                table.flush()
+            });
+            match flushed.await.map_err(|error| NodeError::internal(&error))? {
+                Ok(Some(mark)) => self.record_table(mark).await?,
+                Ok(None) => return Ok(()),
+                Err(error @ TableError::NoSpace { .. }) => {
+                    tracing::warn!("{error}: the next start replays the log instead");
+                    return Ok(());
+                }
+                Err(error) => return Err(NodeError::disk(&error)),
+            }
+        }
+        Ok(())
     }
 
     /// The table is durable up to `mark`: first here, then the table may forget what led there.
     pub(super) async fn record_table(&self, mark: Mark) -> Result<(), NodeError> {
         let durable = TableDurable { lsn: mark.lsn, row_count: mark.rows };
-        self.update_state(|state| state.table_durable = durable).await?;
+        // Two flushes may finish one right after the other: the position never goes back.
+        let newer = |state: &mut crate::log::NodeState| {
+            if durable.lsn >= state.table_durable.lsn {
+                state.table_durable = durable;
+            }
+        };
+        self.update_state(newer).await?;
         let table = self.table.clone();
         let recorded = offload(&self.maintenance, move || table.recorded(mark.lsn)).await;
         let recorded = recorded.map_err(|error| NodeError::internal(&error))?;

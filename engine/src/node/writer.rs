@@ -96,7 +96,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
             .await;
         let Some(batch) = next else { return };
         node.writes.busy.set(true);
-        let written = write(&node, &batch).await;
+        let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
             Ok(()) => node.handle_durable(batch.last().expect("never empty")),
@@ -105,14 +105,13 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
     }
 }
 
-async fn write<E: Edge>(node: &Node<E>, batch: &[Run]) -> Result<(), NodeError> {
+async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Result<(), NodeError> {
     let start = batch[0].start;
     let Some((base, file)) = node.segments.file_for(start) else {
         return Err(NodeError::internal(&format!("no segment is open for LSN {start}")));
     };
     let mut offset = start.since(base);
-    for parts in batch.chunks(BATCH_RUNS_MAX) {
-        let parts: Vec<Bytes> = parts.iter().map(|run| run.bytes.clone()).collect();
+    for parts in writes_of(batch, bytes_max) {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
         file.write_durable_parts(parts, offset).await.map_err(|error| {
             let path = node.disk.path(&segment::segment_file_name(base));
@@ -126,6 +125,27 @@ async fn write<E: Edge>(node: &Node<E>, batch: &[Run]) -> Result<(), NodeError> 
         offset += bytes as u64;
     }
     Ok(())
+}
+
+/// A batch as single writes, each durable before the next: of at most `bytes_max` bytes, because
+/// recovery tells a torn write from damage by that size, and of at most [`BATCH_RUNS_MAX`] parts.
+fn writes_of(batch: &[Run], bytes_max: usize) -> Vec<Vec<Bytes>> {
+    let mut writes: Vec<Vec<Bytes>> = vec![Vec::new()];
+    let mut room = bytes_max;
+    for run in batch {
+        let mut rest = run.bytes.clone();
+        while !rest.is_empty() {
+            let full = writes.last().is_some_and(|parts| parts.len() == BATCH_RUNS_MAX);
+            if room == 0 || full {
+                writes.push(Vec::new());
+                room = bytes_max;
+            }
+            let part = rest.split_to(rest.len().min(room));
+            room -= part.len();
+            writes.last_mut().expect("never empty").push(part);
+        }
+    }
+    writes
 }
 
 impl<E: Edge> Node<E> {
@@ -170,5 +190,17 @@ mod tests {
         assert_eq!(starts(queue.take_batch(50)), [64]);
         assert_eq!(starts(queue.take_batch(50)), [72]);
         assert!(queue.is_idle() && queue.has_room());
+    }
+
+    #[test]
+    fn no_single_write_is_larger_than_recovery_expects() {
+        let batch = [run(0, 8, 8), run(8, 100, 108), run(108, 4, 112)];
+        let writes = writes_of(&batch, 30);
+        let sizes: Vec<usize> =
+            writes.iter().map(|parts| parts.iter().map(Bytes::len).sum()).collect();
+        assert_eq!(sizes, [30, 30, 30, 22]);
+        let many: Vec<Run> = (0..300).map(|at| run(at * 8, 8, at * 8 + 8)).collect();
+        let writes = writes_of(&many, 1 << 20);
+        assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), [BATCH_RUNS_MAX, 44]);
     }
 }

@@ -1,6 +1,7 @@
 //! Real nodes for tests: the real binary, in directories and on ports of their own.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod load;
 pub mod peer;
 pub mod proxy;
 
@@ -61,6 +62,13 @@ impl Node {
         }
     }
 
+    /// Forgets whom it followed: it starts as a primary next time.
+    pub fn lead(&mut self) {
+        if let Some(at) = self.flags.iter().position(|known| known == "--replica-of") {
+            self.flags.drain(at..=at + 1);
+        }
+    }
+
     /// Starts the process and waits until it listens.
     pub fn start(&mut self) -> &mut Node {
         self.spawn();
@@ -82,9 +90,12 @@ impl Node {
         // A stale file would name ports of the process before.
         let _ = std::fs::remove_file(self.addresses_path());
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let usual = ["--listen", "--replication-listen"].into_iter();
+        let usual = usual.filter(|flag| !self.flags.iter().any(|given| given == flag));
+        let usual = usual.flat_map(|flag| [flag, "127.0.0.1:0"]);
         let child = Command::new(binary())
             .args(["serve", "--preset", "tiny", "--name", &self.name])
-            .args(["--listen", "127.0.0.1:0", "--replication-listen", "127.0.0.1:0"])
+            .args(usual)
             .arg("--data-dir")
             .arg(&self.directory)
             .args(&self.flags)
@@ -247,4 +258,123 @@ impl Random {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+/// A loopback address that nobody listens on, outside the range from which the system takes ports
+/// for outgoing connections (one of those could take it, or connect to itself, while its node is
+/// down).
+pub fn free_address() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let salt = std::process::id().wrapping_mul(131) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 10_000 + salt % 20_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
+}
+
+/// The seed in this environment variable, or one from the clock; callers print it.
+pub fn seed(variable: &str) -> u64 {
+    let given = std::env::var(variable).ok().and_then(|text| text.parse().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    given.unwrap_or(now.as_nanos() as u64) | 1
+}
+
+/// Rounds from the environment, or the default.
+pub fn rounds(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A node that must not start, or must end by itself: exit code, and what it said this time.
+pub fn start_and_end(node: &mut Node) -> (i32, String) {
+    let before = node.log().len();
+    node.spawn();
+    let status = node.wait_for_end();
+    (status.code().unwrap_or(-1), node.log().split_off(before))
+}
+
+/// SET `key` for all `rows`, pipelined; panics unless all are acknowledged.
+pub fn set_rows(node: &Node, rows: std::ops::Range<u64>, value: impl Fn(u64) -> String) {
+    let mut client = node.client();
+    let rows: Vec<u64> = rows.collect();
+    for chunk in rows.chunks(64) {
+        for row in chunk {
+            client.queue(&["SET", &format!("t:{row}"), &value(*row)]);
+        }
+        client.flush().unwrap();
+        for _ in chunk {
+            let reply = client.receive().unwrap();
+            assert!(reply.error().is_none(), "{reply:?}");
+        }
+    }
+}
+
+/// Panics unless GET of all `rows` answers `value`.
+pub fn assert_rows(node: &Node, rows: std::ops::Range<u64>, value: impl Fn(u64) -> String) {
+    let mut client = node.client();
+    for row in rows {
+        let got = client.ask(&["GET", &format!("t:{row}")]).unwrap();
+        assert_eq!(got.text(), Some(value(row)), "row {row} of {}", node.name);
+    }
+}
+
+/// A frame of a log, as `rowship log dump` names it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub lsn: u64,
+    pub bytes: u64,
+    pub kind: String,
+    /// Path of its segment file.
+    pub segment: PathBuf,
+    /// LSN of that file's first byte.
+    pub base: u64,
+}
+
+impl Frame {
+    /// Offset in its segment file.
+    pub fn offset(&self) -> u64 {
+        self.lsn - self.base
+    }
+}
+
+/// Base and path of the segment files of a data directory, oldest first.
+pub fn segments(directory: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .filter_map(|path| {
+            let name = path.file_name()?.to_str()?;
+            let base = name.strip_prefix("segment-")?.strip_suffix(".log")?;
+            Some((base.parse().ok()?, path.clone()))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// All frames of the log in a data directory.
+pub fn frames(directory: &Path) -> Vec<Frame> {
+    let segments = segments(directory);
+    let (code, out, err) = rowship(&["log", "dump", "--json", directory.to_str().unwrap()]);
+    assert_eq!(code, 0, "{err}");
+    let frame = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let lsn = record["lsn"].as_u64().unwrap();
+        let bytes = record["frame_bytes"].as_u64().unwrap();
+        let kind = record["kind"].as_str().unwrap().to_owned();
+        let (base, segment) = segments.iter().rfind(|(base, _)| *base <= lsn).unwrap().clone();
+        Frame { lsn, bytes, kind, segment, base }
+    };
+    out.lines().map(frame).collect()
+}
+
+/// Flips one bit of a file in place; doing it again takes it back.
+pub fn flip(path: &Path, offset: u64, bit: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= 1 << (bit % 8);
+    file.write_all_at(&byte, offset).unwrap();
 }

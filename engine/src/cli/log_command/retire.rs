@@ -28,6 +28,15 @@ pub fn run(args: &RetireArgs) -> CommandResult {
     let text = match &reply {
         Reply::Bulk(bytes) | Reply::Status(bytes) => printable(bytes),
         Reply::Integer(segments) => format!("{segments} segment(s) retired"),
+        Reply::Array(parts) => match parts.as_slice() {
+            [Reply::Integer(retired), Reply::Integer(oldest), kept] => {
+                let kept = kept
+                    .text()
+                    .map_or_else(String::new, |why| format!("; more would have gone, but {why}"));
+                format!("{retired} segment(s) retired; the log starts at LSN {oldest}{kept}")
+            }
+            _ => format!("{reply:?}"),
+        },
         other => format!("{other:?}"),
     };
     output::print(&format!("{text}\n"))?;

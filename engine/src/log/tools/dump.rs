@@ -11,12 +11,13 @@ use rowship_proto::verify::{StreamVerifier, first_frame};
 use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::io;
 
 use crate::edge::Disk;
-use crate::log::LogError;
-use crate::log::scan::{Found, SegmentScan};
-use crate::log::segment::{SegmentHeader, list_segments};
+use crate::log::scan::{Found, SegmentScan, may_be_torn};
+use crate::log::segment::{SegmentFile, SegmentHeader, list_segments};
 use crate::log::survey::body_of;
+use crate::log::{LogError, write_bytes_max};
 
 /// One frame. Text that is not UTF-8 is shown with replacement characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -90,6 +91,24 @@ pub fn dump<D: Disk>(
     limit: u64,
     mut sink: impl FnMut(&DumpRecord) -> bool,
 ) -> Result<u64, LogError> {
+    let read = read_frames(disk, from, limit, &mut sink);
+    // A live node may retire what is being read.
+    let retired = |oldest: Lsn| LogError::Retired { lsn: from, oldest };
+    match read {
+        Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            let first = list_segments(disk)?.first().map(|(base, _)| first_frame(*base));
+            Err(first.map_or(LogError::NoSegments { directory: disk.path("") }, retired))
+        }
+        other => other,
+    }
+}
+
+fn read_frames<D: Disk>(
+    disk: &D,
+    from: Lsn,
+    limit: u64,
+    sink: &mut impl FnMut(&DumpRecord) -> bool,
+) -> Result<u64, LogError> {
     let segments = list_segments(disk)?;
     let Some((oldest, _)) = segments.first() else {
         return Err(LogError::NoSegments { directory: disk.path("") });
@@ -109,14 +128,17 @@ pub fn dump<D: Disk>(
         loop {
             let (frame, body, after) = match scan.frame(&verifier)? {
                 Found::Frame { header, bytes, after } => (header, body_of(&header, bytes), after),
-                Found::Invalid { error, .. } => {
-                    for (later, bytes) in &segments[index + 1..] {
-                        let mut later = SegmentScan::of_file(disk, *later, *bytes);
-                        if later.is_written(verifier.seed)? {
-                            return Err(scan.damage(verifier.next, error.to_string()));
-                        }
+                Found::Invalid { error, live } => {
+                    let later = &segments[index + 1..];
+                    if !goes_on(disk, &mut scan, &verifier, (&error, live), later)? {
+                        return Ok(count);
                     }
-                    return Ok(count);
+                    // Read while it was written? What is behind proves that it is complete now.
+                    scan.reread();
+                    if matches!(scan.frame(&verifier)?, Found::Frame { .. }) {
+                        continue;
+                    }
+                    return Err(scan.refusal(verifier.next, &error));
                 }
             };
             learn_tables(&frame, body, &mut tables);
@@ -139,6 +161,28 @@ pub fn dump<D: Disk>(
         stream = Some(verifier);
     }
     Ok(count)
+}
+
+/// Whether the log goes on behind a frame that does not hold, so that this is not its end: see
+/// [`crate::log::survey`] for the rule.
+fn goes_on<D: Disk>(
+    disk: &D,
+    scan: &mut SegmentScan<'_, D>,
+    verifier: &StreamVerifier,
+    (error, live): (&FrameError, bool),
+    later: &[SegmentFile],
+) -> Result<bool, LogError> {
+    let (at, seed) = (verifier.next, verifier.seed);
+    let far = at.plus(write_bytes_max(verifier.body_max as u64));
+    if !may_be_torn(error, live) || scan.find_live_frame(far, scan.end(), seed)?.is_some() {
+        return Ok(true);
+    }
+    for (base, bytes) in later {
+        if SegmentScan::of_file(disk, *base, *bytes).is_written(seed)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn continue_in<D: Disk>(

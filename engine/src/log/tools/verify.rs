@@ -12,7 +12,7 @@ use crate::edge::Disk;
 use crate::log::scan::{Found, SegmentScan, may_be_torn};
 use crate::log::segment::{SegmentFile, SegmentHeader, list_segments, segment_file_name};
 use crate::log::survey::body_of;
-use crate::log::{LogError, write_bytes_max};
+use crate::log::{LogError, NodeState, write_bytes_max};
 
 /// Problems after which a report stops listing them: whoever has this many needs a new disk, not
 /// a longer list. They are still counted.
@@ -75,11 +75,14 @@ pub enum TailState {
 /// # Errors
 /// [`LogError::NoSegments`], [`LogError::Io`]. Damage is no error but in the report.
 pub fn verify<D: Disk>(disk: &D) -> Result<VerifyReport, LogError> {
+    // Before anything else is read: a running node moves it on.
+    let durable = checkpoint_of(disk);
     let segments = list_segments(disk)?;
     if segments.is_empty() {
         return Err(LogError::NoSegments { directory: disk.path("") });
     }
-    let mut run = Run { disk, report: VerifyReport::default(), verifier: None, epoch: Epoch::NONE };
+    let (report, verifier) = Default::default();
+    let mut run = Run { disk, report, verifier, epoch: Epoch::NONE, durable };
     run.report.segments = segments.len() as u64;
     run.report.first_lsn = rowship_proto::verify::first_frame(segments[0].0).0;
     let log = run.log_header(&segments)?;
@@ -95,6 +98,19 @@ struct Run<'d, D> {
     /// Where the stream stands; none when a problem broke it.
     verifier: Option<StreamVerifier>,
     epoch: Epoch,
+    /// Everything below was durable when verification began, as far as the node has noted it.
+    durable: Lsn,
+}
+
+/// The checkpoint that `node.state` knows. A state that cannot be read is not the log's damage.
+fn checkpoint_of(disk: &impl Disk) -> Lsn {
+    let state = NodeState::load(disk).ok().flatten();
+    state.and_then(|state| state.checkpoint).map_or(Lsn::ZERO, |checkpoint| checkpoint.lsn)
+}
+
+/// Whether the file is not there (any more).
+fn is_gone(error: &LogError) -> bool {
+    matches!(error, LogError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// How the walk through one segment ended.
@@ -107,12 +123,14 @@ enum Ended {
     Broken,
 }
 
-impl<D: Disk> Run<'_, D> {
+impl<'d, D: Disk> Run<'d, D> {
     /// Any readable header page: it names the log, and the limits for pages that are not.
     fn log_header(&mut self, segments: &[SegmentFile]) -> Result<Option<SegmentHeader>, LogError> {
         for (base, _) in segments {
-            if let Ok(header) = SegmentHeader::read(self.disk, *base)? {
-                return Ok(Some(header));
+            match SegmentHeader::read(self.disk, *base) {
+                Ok(Ok(header)) => return Ok(Some(header)),
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
             }
         }
         self.problem(segments[0].0, segments[0].0, "no segment has a readable header page");
@@ -128,9 +146,18 @@ impl<D: Disk> Run<'_, D> {
         let mut index = 0;
         while index < segments.len() {
             let (base, bytes) = segments[index];
-            let header = self.header(base, bytes, log)?;
-            let mut scan = SegmentScan::of_file(self.disk, base, bytes);
-            let mut ended = self.segment(&mut scan, &header)?;
+            let walked = self.walk(base, bytes, log);
+            if matches!(&walked, Err(error) if is_gone(error)) {
+                // A live node may retire the oldest segments meanwhile: the log starts later.
+                segments = list_segments(self.disk)?;
+                if segments.first().is_some_and(|(oldest, _)| *oldest > base) {
+                    self.report.first_lsn = rowship_proto::verify::first_frame(segments[0].0).0;
+                    self.verifier = None;
+                    index = 0;
+                    continue;
+                }
+            }
+            let (mut scan, header, mut ended) = walked?;
             // A live node may have rolled since the directory was listed.
             segments = list_segments(self.disk)?;
             self.report.segments = segments.len() as u64;
@@ -147,7 +174,12 @@ impl<D: Disk> Run<'_, D> {
                 scan.reread();
                 ended = self.segment(&mut scan, &header)?;
             }
-            let (Some(written), Some(next)) = (written, next) else { break };
+            let (Some(written), Some(next)) = (written, next) else {
+                if matches!(ended, Ended::Tail) {
+                    self.check_checkpoint(base);
+                }
+                break;
+            };
             let what = match ended {
                 Ended::Rolled(end) if end.next_base == next => continue,
                 Ended::Rolled(end) => {
@@ -166,6 +198,32 @@ impl<D: Disk> Run<'_, D> {
             self.verifier = None;
         }
         Ok(())
+    }
+
+    /// A log that ends below what its node knows to be durable has lost its end, even where that
+    /// looks like a torn write.
+    fn check_checkpoint(&mut self, base: Lsn) {
+        let end = self.verifier.map_or(base, |verifier| verifier.next);
+        // A replica that has cut its tail meanwhile has taken its checkpoint back.
+        let durable = self.durable.min(checkpoint_of(self.disk));
+        if end < durable {
+            let what = format!("no frame, but the log was durable up to LSN {durable}");
+            self.problem(base, end, &what);
+            self.report.tail = TailState::Clean;
+        }
+    }
+
+    /// Walks through one segment: its scan and header page, for a second look, and its end.
+    fn walk(
+        &mut self,
+        base: Lsn,
+        bytes: u64,
+        log: &SegmentHeader,
+    ) -> Result<(SegmentScan<'d, D>, SegmentHeader, Ended), LogError> {
+        let header = self.header(base, bytes, log)?;
+        let mut scan = SegmentScan::of_file(self.disk, base, bytes);
+        let ended = self.segment(&mut scan, &header)?;
+        Ok((scan, header, ended))
     }
 
     /// The first of these segments that has frames.

@@ -1,0 +1,53 @@
+//! Every exception to the house style, named, with its reason.
+
+/// Files longer than 500 lines before their tests: (path, why it is one thing).
+pub const LONG_FILES: &[(&str, &str)] = &[];
+
+/// Files that may hold `unsafe`: (path, what for).
+pub const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("engine/src/edge/uring.rs", "a descriptor borrowed to set options of a socket"),
+    ("engine/src/edge/disk.rs", "memory maps of segments"),
+];
+
+/// Files of `node` that wire it to production's edge, and so may name its implementations.
+pub const WIRING_FILES: &[(&str, &str)] = &[
+    ("engine/src/node/start.rs", "opens the disk and starts the ring"),
+    ("engine/src/node/state.rs", "holds the ring's report for status"),
+];
+
+/// Files outside `edge` and `cli` that may name `std::fs`, `std::net` or
+/// `std::thread`.
+pub const SYSTEM_FILES: &[(&str, &str)] = &[
+    ("engine/src/node/settings.rs", "a default counts the cores"),
+    ("engine/src/apply/lsm/files.rs", "the table's own files, beside those of lsm-tree"),
+];
+
+/// Files of `node` that may hold a `HashMap` or `HashSet`: only looked up by key, never walked in
+/// an order that could be seen.
+pub const HASH_MAP_FILES: &[(&str, &str)] = &[
+    ("engine/src/node/pending.rs", "images by row: looked up for every read and write"),
+    ("engine/src/node/dictionary.rs", "table ids by name: looked up for every key"),
+    ("engine/src/node/rows.rs", "rows of one command: filled, looked up, dropped"),
+];
+
+/// Where a library may be named: (library, folders or files, why only there).
+pub const LIBRARIES: &[(&str, &[&str], &str)] = &[
+    ("tokio_uring", &["engine/src/edge/"], "replacing it must stay a change of one folder"),
+    (
+        "memmap2",
+        &["engine/src/edge/", "engine/src/log/pool.rs"],
+        "maps are the edge's; the pool's are anonymous, for pages that are aligned",
+    ),
+    ("lsm_tree", &["engine/src/apply/lsm/"], "the table stands behind a trait"),
+    (
+        "redis_protocol",
+        &["engine/src/intake/", "engine/src/cli/"],
+        "it may only see input that a scan of ours has bounded",
+    ),
+    ("loom", &["engine/sync/src/sync.rs", "loom-tests/"], "one switch between std and loom"),
+];
+
+/// Whether `path` is named in a list of exceptions.
+pub fn named(list: &[(&str, &str)], path: &str) -> bool {
+    list.iter().any(|(named, _)| *named == path)
+}
