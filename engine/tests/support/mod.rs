@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod load;
+pub mod peer;
 pub mod proxy;
 
 use std::fs::File;
