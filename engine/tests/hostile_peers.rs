@@ -13,7 +13,7 @@ use rowship_proto::message::{
 };
 use rowship_proto::{Epoch, EpochHistory, LogId, Lsn};
 use serde_json::Value;
-use support::peer::Peer;
+use support::peer::{Peer, gibberish};
 use support::proxy::{Fault, Proxy};
 use support::{Node, PATIENCE, Random, assert_identical};
 
@@ -367,45 +367,16 @@ fn offer(
     peer.hear()
 }
 
-#[test]
-fn a_false_primary_is_refused_and_nothing_is_cut() {
-    let scratch = tempfile::tempdir().unwrap();
-    let flags = [QUICK, &["--ack", "semi-sync 2"]].concat();
-    let mut primary = Node::primary(scratch.path(), "primary", &flags);
-    primary.start();
-    let mut replica = Node::replica(scratch.path(), "r1", &primary, QUICK);
-    replica.start();
-    let mut second = Node::replica(scratch.path(), "r2", &primary, QUICK);
-    second.start();
-    write_rows(&primary, &mut Random(5), 20);
-    replica.catch_up_with(&primary);
-    second.stop();
-    // Two replicas are needed and there is one: it gets a tail that is not committed.
-    let mut client = primary.client();
-    for row in 0..50 {
-        client.queue(&["SET", &format!("rows:{row}"), "uncommitted"]);
-    }
-    client.flush().unwrap();
-    primary.until("written", |status| status["counters"]["transactions"] == 70);
-    let end =
-        lsn(&primary.until("durable", |s| s["log"]["durable"] == s["log"]["appended"]), "appended");
-    let status = replica.until("whole", |status| lsn(status, "durable") == end);
-    assert!(lsn(&status, "visible") < end, "there is a tail that could be cut");
-    let honest = welcome_of(&primary);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    replica.stop();
-    replica.follow(&listener.local_addr().unwrap().to_string());
-    replica.start();
-    let before = replica.status()["log"].clone();
+/// Welcomes that a replica must refuse: what, with which code, and how it differs from an honest
+/// one. `middle` lies in a tail above `visible`.
+fn lies(visible: Lsn, middle: Lsn) -> Vec<(&'static str, RefuseCode, Lie)> {
     let newer = |hello: &Hello, welcome: &mut Welcome, start: Lsn| {
         let epoch = Epoch { counter: hello.highest_epoch.counter + 1, node_id: 66, nonce: 6 };
         welcome.history = hello.history.clone();
         assert!(welcome.history.push(epoch, start));
         (welcome.epoch, welcome.resume) = (epoch, start);
     };
-    let visible = Lsn(lsn(&status, "visible"));
-    let middle = Lsn((visible.0 + end) / 2 / 8 * 8);
-    let cases: Vec<(&str, RefuseCode, Lie)> = vec![
+    vec![
         ("another log", RefuseCode::OtherLog, Box::new(|_, w| w.log_id = LogId([1, 2]))),
         (
             "a forked epoch",
@@ -452,10 +423,17 @@ fn a_false_primary_is_refused_and_nothing_is_cut() {
             Box::new(move |h, w| newer(h, w, Lsn(visible.0 - 8))),
         ),
         ("a segment of 16 EiB", RefuseCode::Protocol, Box::new(|_, w| w.segment.1 = u64::MAX)),
-    ];
+    ]
+}
+
+/// Tells each lie and then each piece of gibberish to a replica that connects to `listener`: all
+/// are refused and counted, and nothing of its log moves.
+fn deceive(replica: &Node, listener: &TcpListener, honest: &Welcome, visible: Lsn, middle: Lsn) {
+    let before = replica.status()["log"].clone();
+    let cases = lies(visible, middle);
     for (at, (what, code, change)) in cases.iter().enumerate() {
         // The honest chain value is that of a new replica: right for none of these places.
-        let answer = offer(&listener, &honest, change);
+        let answer = offer(listener, honest, change);
         let Some(Message::Refuse(refuse)) = answer else { panic!("{what}: {answer:?}") };
         assert_eq!(refuse.code, *code, "{what}: {}", refuse.text);
         let status = replica.until(what, |status| status["counters"]["peers_refused"] == at + 1);
@@ -463,18 +441,47 @@ fn a_false_primary_is_refused_and_nothing_is_cut() {
             assert_eq!(status["log"][position], before[position], "{what}: {position}");
         }
     }
-    let gibberish = [vec![0; 4096], b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), {
-        let mut announces = Message::Notice(Notice::default()).encode();
-        announces[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-        announces
-    }];
-    for (at, bytes) in gibberish.iter().enumerate() {
+    for (at, bytes) in gibberish().iter().enumerate() {
         let mut peer = Peer::of(listener.accept().unwrap().0);
         peer.stream.write_all(bytes).unwrap();
         let counted = cases.len() + at + 1;
         replica.until("counted", |status| status["counters"]["peers_refused"] == counted);
     }
     assert_eq!(replica.status()["log"], before);
+}
+
+#[test]
+fn a_false_primary_is_refused_and_nothing_is_cut() {
+    let scratch = tempfile::tempdir().unwrap();
+    let flags = [QUICK, &["--ack", "semi-sync 2"]].concat();
+    let mut primary = Node::primary(scratch.path(), "primary", &flags);
+    primary.start();
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, QUICK);
+    replica.start();
+    let mut second = Node::replica(scratch.path(), "r2", &primary, QUICK);
+    second.start();
+    write_rows(&primary, &mut Random(5), 20);
+    replica.catch_up_with(&primary);
+    second.stop();
+    // Two replicas are needed and there is one: it gets a tail that is not committed.
+    let mut client = primary.client();
+    for row in 0..50 {
+        client.queue(&["SET", &format!("rows:{row}"), "uncommitted"]);
+    }
+    client.flush().unwrap();
+    primary.until("written", |status| status["counters"]["transactions"] == 70);
+    let end =
+        lsn(&primary.until("durable", |s| s["log"]["durable"] == s["log"]["appended"]), "appended");
+    let status = replica.until("whole", |status| lsn(status, "durable") == end);
+    assert!(lsn(&status, "visible") < end, "there is a tail that could be cut");
+    let honest = welcome_of(&primary);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    replica.stop();
+    replica.follow(&listener.local_addr().unwrap().to_string());
+    replica.start();
+    let visible = Lsn(lsn(&status, "visible"));
+    let middle = Lsn((visible.0 + end) / 2 / 8 * 8);
+    deceive(&replica, &listener, &honest, visible, middle);
     // No claim of a newer epoch has stuck: the true primary is followed again.
     replica.stop();
     replica.follow(&primary.replication_address());

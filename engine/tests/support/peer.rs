@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use rowship_proto::message::{Message, RefuseCode};
+use rowship_proto::message::{Message, Notice, RefuseCode};
 
 use super::PATIENCE;
 
@@ -60,4 +60,11 @@ impl Peer {
         let _ = self.stream.read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// Bytes that are no message at all, or announce too much.
+pub fn gibberish() -> [Vec<u8>; 3] {
+    let mut announces = Message::Notice(Notice::default()).encode();
+    announces[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    [vec![0; 4096], b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), announces]
 }
