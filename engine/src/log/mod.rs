@@ -30,6 +30,7 @@ pub mod reader;
 pub mod recover;
 pub mod retire;
 pub mod scan;
+pub mod seen;
 pub mod segment;
 pub mod survey;
 pub mod tools;

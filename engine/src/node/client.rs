@@ -6,7 +6,6 @@
 //! the next commands; and a client that does not take its replies holds up only itself.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,14 +15,14 @@ use rowship_proto::message::{MESSAGE_MAGIC, Message, Refuse, RefuseCode};
 use rowship_proto::{Lsn, Nanos, Position};
 
 use super::commands;
-use super::signal::Signal;
+use super::outbox::{Needs, Outbox, REPLY_OVERHEAD_BYTES};
 use super::state::{Node, ReplyLimit, Role, count};
 use super::supervise::spawn;
 use crate::apply::table::KEY_BYTES_MAX;
 use crate::edge::{Edge, Listener, Stream};
 use crate::intake::decode::decode;
 use crate::intake::key::RowLimits;
-use crate::intake::reply::{Reply, RespVersion};
+use crate::intake::reply::Reply;
 use crate::intake::scan::{QueryLimits, Scan, Scanner};
 use crate::intake::session::{NodeRole, Session, SessionLimits};
 
@@ -67,100 +66,12 @@ pub struct Client<E: Edge> {
     hung_up: Cell<Option<Nanos>>,
 }
 
-/// What a reply waits for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Needs {
-    /// The connection's own write, under this policy.
-    pub own: Option<(usize, Lsn)>,
-    /// Committed up to here: it shows others' writes.
-    pub committed: Lsn,
-}
-
-struct Outgoing {
-    needs: Needs,
-    bytes: Bytes,
-    version: RespVersion,
-}
-
-/// Replies in order, with what each waits for.
-///
-/// Limit: beyond `bytes_max` the connection is not read any further.
-pub struct Outbox {
-    queue: RefCell<VecDeque<Outgoing>>,
-    bytes: Cell<usize>,
-    bytes_max: usize,
-    reply_bytes_max: usize,
-    /// A write is in flight.
-    sending: Cell<bool>,
-    /// The socket is of no more use.
-    broken: Cell<bool>,
-    /// No more replies will come: close when these are out.
-    last: Cell<bool>,
-    changed: Signal,
-}
-
-/// What every queued reply costs beyond its bytes.
-const REPLY_OVERHEAD_BYTES: usize = 128;
 /// Most reply bytes that are put into one send.
 const SEND_BYTES_MAX: usize = 256 << 10;
 /// First size of a connection's query buffer; it grows with what arrives, up to the limit.
 const QUERY_BYTES_MIN: usize = 4 << 10;
 /// Most that a query buffer grows at once, whatever the client announces.
 const QUERY_GROW_BYTES: usize = 1 << 20;
-
-impl Outbox {
-    fn new(bytes_max: usize, reply_bytes_max: usize) -> Outbox {
-        let queue = RefCell::new(VecDeque::new());
-        let (bytes, sending, broken, last, changed) = Default::default();
-        Outbox { queue, bytes, bytes_max, reply_bytes_max, sending, broken, last, changed }
-    }
-
-    /// Adds a reply. One that is larger than a reply may be is replaced by an error that says so.
-    pub fn push(&self, reply: &Reply, version: RespVersion, needs: Needs) {
-        let bytes = reply.encoded_bytes_max();
-        let mut encoded = BytesMut::with_capacity(bytes.min(self.reply_bytes_max));
-        if bytes > self.reply_bytes_max {
-            too_large(self.reply_bytes_max).encode(version, &mut encoded);
-        } else {
-            reply.encode(version, &mut encoded);
-        }
-        self.bytes.set(self.bytes.get() + encoded.len() + REPLY_OVERHEAD_BYTES);
-        let bytes = encoded.freeze();
-        self.queue.borrow_mut().push_back(Outgoing { needs, bytes, version });
-        self.changed.notify();
-    }
-
-    /// Waits until the connection may be read further.
-    async fn room(&self) {
-        let room = || (self.bytes.get() < self.bytes_max || self.broken.get()).then_some(());
-        self.changed.until(room).await;
-    }
-
-    /// Drops what has not left: nobody takes it any more.
-    fn give_up(&self) {
-        self.broken.set(true);
-        self.queue.borrow_mut().clear();
-        self.bytes.set(0);
-        self.changed.notify();
-    }
-
-    /// Waits until every reply so far has left.
-    pub async fn drained(&self) {
-        self.changed.until(|| self.is_empty().then_some(())).await;
-    }
-
-    /// The socket is of no more use.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.broken.get()
-    }
-
-    /// Everything has left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.broken.get() || (self.queue.borrow().is_empty() && !self.sending.get())
-    }
-}
 
 /// A connection from accept to close.
 async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
@@ -418,13 +329,6 @@ impl<E: Edge> Client<E> {
         self.stream.shutdown();
         true
     }
-}
-
-/// What a command is told that would answer more than a reply may hold.
-pub fn too_large(reply_bytes_max: usize) -> Reply {
-    Reply::error(format!(
-        "ERR reply is larger than reply_bytes_max ({reply_bytes_max} bytes): ask for less at once"
-    ))
 }
 
 /// Least that one reply may be, whatever the settings say: two pages of a scan.

@@ -10,7 +10,8 @@ use rowship_proto::position::Located;
 use rowship_proto::{Lsn, Position};
 
 use super::appender::Full;
-use super::client::{Client, Needs};
+use super::client::Client;
+use super::outbox::Needs;
 use super::rows::{Fetched, TransactionRows, Written};
 use super::settings::OnMissing;
 use super::state::{Node, PrimaryRole, count};

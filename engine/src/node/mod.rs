@@ -33,6 +33,7 @@ pub mod greeting;
 pub mod join;
 pub mod latency;
 pub mod open;
+pub mod outbox;
 pub mod pending;
 pub mod receive;
 pub mod reign;

@@ -7,6 +7,7 @@ pub const LONG_FILES: &[(&str, &str)] = &[];
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/edge/uring.rs", "a descriptor borrowed to set options of a socket"),
     ("engine/src/edge/disk.rs", "memory maps of segments"),
+    ("loom-tests/src/row.rs", "memory whose accesses loom checks, for the models"),
 ];
 
 /// Files of `node` that wire it to production's edge, and so may name its implementations.

@@ -1,0 +1,127 @@
+//! What frames say while a log is read: epochs, tables, policy, positions.
+
+use std::collections::BTreeMap;
+
+use rowship_proto::control::{
+    AckPolicyChanged, EpochHistoryPart, EpochStarted, SegmentStart, TableDefinitions, read_whole,
+    read_with_text,
+};
+use rowship_proto::frame::{FLAG_REPEAT, FrameError};
+use rowship_proto::hlc::Hlc;
+use rowship_proto::row::{TableId, transactions};
+use rowship_proto::{Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
+
+use super::segment::SegmentHeader;
+
+/// What the frames say, collected.
+pub(super) struct Seen {
+    pub(super) history: EpochHistory,
+    pub(super) tables: BTreeMap<TableId, Vec<u8>>,
+    pub(super) committed: Lsn,
+    pub(super) clock: Hlc,
+    pub(super) policy: Option<(AckPolicyChanged, String)>,
+    pub(super) repeats_left: u64,
+    pub(super) frames: u64,
+    /// The epoch being read, and its first frame that was read.
+    pub(super) reign: Option<(Epoch, Lsn)>,
+}
+
+impl Seen {
+    pub(super) fn new(history: &EpochHistory, start: Lsn) -> Seen {
+        let mut history = history.clone();
+        // What starts in the bytes that are read is told by them, not by what was known.
+        history.cut(start);
+        Seen {
+            history,
+            tables: BTreeMap::new(),
+            committed: Lsn::ZERO,
+            clock: Hlc::default(),
+            policy: None,
+            repeats_left: 0,
+            frames: 0,
+            reign: None,
+        }
+    }
+
+    pub(super) fn frame(
+        &mut self,
+        header: &FrameHeader,
+        body: &[u8],
+        segment: &SegmentHeader,
+    ) -> Result<(), FrameError> {
+        self.frames += 1;
+        self.committed = self.committed.max(header.committed);
+        if self.reign.is_none_or(|(epoch, _)| epoch != header.epoch) {
+            self.reign = Some((header.epoch, header.lsn));
+        }
+        let repeat = header.flags & FLAG_REPEAT != 0;
+        if repeat {
+            self.repeats_left = self.repeats_left.saturating_sub(1);
+        } else if header.kind() != Some(FrameKind::SegmentStart) {
+            // Repeats may still say that this epoch started before the bytes that are read.
+            self.settle();
+        }
+        match header.kind() {
+            Some(FrameKind::Rows) => {
+                let body_lsn = header.lsn.plus(FRAME_HEADER_BYTES as u64);
+                for transaction in transactions(body, body_lsn) {
+                    self.clock = self.clock.max(transaction?.header.clock);
+                }
+            }
+            Some(FrameKind::SegmentStart) => {
+                let start = read_whole::<SegmentStart>(body, "segment start")?;
+                let said = (start.log_id, start.base, start.segment_bytes);
+                if said != (segment.log_id, segment.base, segment.segment_bytes) {
+                    return Err(FrameError::Body("segment start differs from its header page"));
+                }
+                self.repeats_left = start.repeat_frames;
+            }
+            Some(FrameKind::TableDefine) => self.define(body)?,
+            Some(FrameKind::EpochHistory) => self.remember(body)?,
+            Some(FrameKind::AckPolicy) => {
+                let (changed, text) = read_with_text::<AckPolicyChanged>(body, "ack policy")?;
+                self.policy = Some((changed, text.to_owned()));
+            }
+            Some(FrameKind::EpochStart) => {
+                let (_, text) = read_with_text::<EpochStarted>(body, "epoch start")?;
+                let changed = AckPolicyChanged { from: header.lsn, to: Lsn::ZERO, reason: 0 };
+                self.policy = Some((changed, text.to_owned()));
+            }
+            Some(FrameKind::SegmentEnd | FrameKind::Mark) | None => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn define(&mut self, body: &[u8]) -> Result<(), FrameError> {
+        for definition in TableDefinitions::parse(body)? {
+            let known = self.tables.entry(definition.id).or_insert_with(|| definition.name.into());
+            if known != definition.name {
+                return Err(FrameError::Body("table number defined twice, with two names"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn remember(&mut self, body: &[u8]) -> Result<(), FrameError> {
+        for entry in EpochHistoryPart::parse(body)? {
+            let last = self.history.last();
+            let newer = last.is_none_or(|last| entry.epoch.counter > last.epoch.counter);
+            if newer && last.is_some_and(|last| entry.start < last.start) {
+                return Err(FrameError::Body("epoch history out of order"));
+            }
+            if newer {
+                self.history.push(entry.epoch, entry.start);
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters the epoch being read, unless it is known by now.
+    pub(super) fn settle(&mut self) {
+        if let Some((epoch, first)) = self.reign
+            && epoch.counter > self.history.epoch().counter
+        {
+            self.history.push(epoch, first);
+        }
+    }
+}
