@@ -366,7 +366,7 @@ fn lag_is_zero_when_idle_grows_when_frozen_and_a_dead_replica_is_down() {
     primary.until("measured", |status| {
         let measured = &replica_of(status, "r1")["stages"];
         let counted = |stage: &&str| measured[stage]["count"].as_u64().unwrap() >= 100;
-        lag(status) == 0 && bytes(status) == 0 && stages.iter().all(|stage| counted(&stage))
+        lag(status) == 0 && bytes(status) == 0 && stages.iter().all(counted)
     });
     for _ in 0..20 {
         let status = primary.status();

@@ -2,31 +2,10 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::HashMap;
 
 use redis::{Commands, Connection, ErrorKind, RedisResult, Value, cmd, pipe};
-use support::{Node, PATIENCE, Random, assert_identical};
-
-fn connect(node: &Node) -> Connection {
-    connect_with(node, "")
-}
-
-fn connect_with(node: &Node, query: &str) -> Connection {
-    let url = format!("redis://{}/{query}", node.address());
-    let connection = redis::Client::open(url).unwrap().get_connection().unwrap();
-    connection.set_read_timeout(Some(PATIENCE)).unwrap();
-    connection
-}
-
-/// A primary and a replica that streams.
-fn pair(scratch: &tempfile::TempDir, flags: &[&str]) -> (Node, Node) {
-    let mut primary = Node::primary(scratch.path(), "primary", flags);
-    primary.start();
-    let mut replica = Node::replica(scratch.path(), "r1", &primary, flags);
-    replica.start();
-    (primary, replica)
-}
+use support::{Node, Random, assert_identical, connect, connect_with, noise, pair};
 
 fn refusal<T: std::fmt::Debug>(result: RedisResult<T>) -> String {
     result.expect_err("must be refused").to_string()
@@ -45,11 +24,6 @@ fn transaction(connection: &mut Connection, commands: &[redis::Cmd]) -> RedisRes
 
 fn set(key: &str, value: &str) -> redis::Cmd {
     cmd("SET").arg(key).arg(value).clone()
-}
-
-/// `len` bytes that do not compress.
-fn noise(random: &mut Random, len: usize) -> Vec<u8> {
-    (0..len).map(|_| random.next().to_le_bytes()[3]).collect()
 }
 
 #[test]
@@ -113,7 +87,17 @@ fn transactions_are_whole_or_not_at_all() {
     assert!(large.contains("4096") && large.contains("frame_body_bytes_max"), "{large}");
     assert_eq!(cmd("EXISTS").arg(&["a:1", "first:x", "first:z"]).query(&mut one), Ok(0));
 
-    // A replica refuses a write when it is queued, and then the transaction.
+    replica.catch_up_with(&primary);
+    assert_identical(&primary, &replica);
+}
+
+#[test]
+fn a_replica_refuses_a_write_when_it_is_queued_and_then_the_transaction() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (primary, replica) = pair(&scratch, &[]);
+    primary.call(&["SET", "first:a", "1"]);
+    replica.catch_up_with(&primary);
+    let mut there = connect(&replica);
     let mut raw = replica.client();
     raw.ask(&["MULTI"]).unwrap();
     raw.ask(&["GET", "first:a"]).unwrap();
@@ -123,156 +107,12 @@ fn transactions_are_whole_or_not_at_all() {
     assert_eq!(refused, "EXECABORT Transaction discarded because of previous errors.");
     let read: (Option<String>,) = pipe().atomic().get("first:a").query(&mut there).unwrap();
     assert!(read.0.is_some());
-    replica.catch_up_with(&primary);
-    assert_identical(&primary, &replica);
-}
-
-#[test]
-fn a_transaction_is_seen_whole_on_every_node_even_where_its_rows_are_on_disk() {
-    const KEYS: u64 = 300;
-    let scratch = tempfile::tempdir().unwrap();
-    let (primary, replica) = pair(&scratch, &[]);
-    let seed = 0x5eed_0001;
-    println!("seed {seed:#x}");
-    let mut random = Random(seed);
-    // Transaction n sets `hot` and the row that this list names to n.
-    let choices: Vec<u64> = (0..4000).map(|_| random.below(KEYS)).collect();
-    let padding = String::from_utf8(vec![b'x'; 1000]).unwrap();
-    let done = AtomicBool::new(false);
-    let latest = AtomicU64::new(0);
-    let number = |text: &str| text.split(' ').next().unwrap().parse::<u64>().unwrap();
-    let checks = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        for (at, node) in [&primary, &replica, &replica].into_iter().enumerate() {
-            let (choices, done, latest, checks) = (&choices, &done, &latest, &checks);
-            scope.spawn(move || {
-                let mut random = Random(seed + 1 + at as u64);
-                let mut client = connect(node);
-                while !done.load(Ordering::Relaxed) {
-                    // The row that comes next, or any.
-                    let near = latest.load(Ordering::Relaxed) as usize + random.below(8) as usize;
-                    let key = choices[near.min(choices.len() - 1)];
-                    let (row, hot): (Option<String>, Option<String>) = cmd("MGET")
-                        .arg(format!("cold:{key}"))
-                        .arg("hot:1")
-                        .query(&mut client)
-                        .unwrap();
-                    let Some(hot) = hot.map(|hot| number(&hot)) else { continue };
-                    let wrote = |n: &usize| choices[*n] == key;
-                    let expected = (0..=hot as usize).rev().find(wrote).map(|n| n as u64);
-                    let row = row.map(|row| number(&row));
-                    assert_eq!(row, expected, "{}: cold:{key} at {hot}, seed {seed:#x}", node.name);
-                    checks.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        let mut client = connect(&primary);
-        for (n, key) in choices.iter().enumerate() {
-            let value = format!("{n} {padding}");
-            let written = pipe()
-                .atomic()
-                .set(format!("cold:{key}"), &value)
-                .set("hot:1", &value)
-                .exec(&mut client);
-            if written.is_err() {
-                done.store(true, Ordering::Relaxed);
-            }
-            written.unwrap();
-            latest.store(n as u64, Ordering::Relaxed);
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    assert!(checks.load(Ordering::Relaxed) > 300, "readers ran");
-    assert!(replica.status()["counters"]["cold_reads"].as_u64().unwrap() > 0, "rows were cold");
-    replica.catch_up_with(&primary);
-    assert_identical(&primary, &replica);
-}
-
-#[test]
-fn scans_return_every_key_that_stays_and_counts_are_exact() {
-    const STABLE: usize = 3000;
-    let scratch = tempfile::tempdir().unwrap();
-    let (mut primary, mut replica) = pair(&scratch, &[]);
-    let mut client = connect(&primary);
-    let mut all = pipe();
-    for row in 0..STABLE {
-        all.set(format!("stable:{row}"), row).ignore();
-    }
-    // In one pipeline, with no time between: a count sees the connection's own writes.
-    all.cmd("DBSIZE");
-    let (size,): (usize,) = all.query(&mut client).unwrap();
-    assert_eq!(size, STABLE);
-    let keys: Vec<String> = cmd("KEYS").arg("*").query(&mut client).unwrap_or_default();
-    assert!(keys.is_empty() || keys.len() == STABLE);
-    let scan = |node: &Node, pattern: &str, count: usize| -> Vec<String> {
-        let mut client = connect(node);
-        let mut scan = cmd("SCAN");
-        scan.cursor_arg(0).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
-        let found = scan.iter::<String>(&mut client).unwrap();
-        found.map(|key| key.unwrap()).collect()
-    };
-    assert_eq!(scan(&primary, "*", 100).len(), STABLE, "just after the writes");
-    replica.catch_up_with(&primary);
-    let done = AtomicBool::new(false);
-    let mut model = BTreeSet::new();
-    std::thread::scope(|scope| {
-        for (node, count) in [(&primary, 7), (&replica, 100)] {
-            let (done, scan) = (&done, &scan);
-            scope.spawn(move || {
-                let mut rounds = 0;
-                while rounds < 2 || !done.load(Ordering::Relaxed) {
-                    let found = scan(node, "stable:*", count);
-                    let distinct: BTreeSet<_> = found.iter().collect();
-                    assert_eq!(distinct.len(), STABLE, "{}", node.name);
-                    assert_eq!(found.len(), STABLE, "none twice");
-                    rounds += 1;
-                }
-            });
-        }
-        let mut random = Random(0x5eed_0002);
-        for _ in 0..60 {
-            let mut changes = pipe();
-            for _ in 0..50 {
-                let key = format!("fleeting:{}", random.below(500));
-                if random.below(2) == 0 {
-                    changes.cmd("HSET").arg(&key).arg("n").arg(1).ignore();
-                    model.insert(key);
-                } else {
-                    changes.del(&key).ignore();
-                    model.remove(&key);
-                }
-            }
-            changes.exec(&mut client).unwrap();
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    let exact = |primary: &Node, replica: &Node| {
-        replica.catch_up_with(primary);
-        for node in [primary, replica] {
-            let size: usize = cmd("DBSIZE").query(&mut connect(node)).unwrap();
-            assert_eq!(size, STABLE + model.len(), "{}", node.name);
-            let found: BTreeSet<_> = scan(node, "fleeting:*", 1000).into_iter().collect();
-            assert_eq!(found, model, "{}", node.name);
-        }
-    };
-    exact(&primary, &replica);
-    let mut typed = cmd("SCAN");
-    typed.arg(0).arg("COUNT").arg(10_000).arg("TYPE").arg("hash");
-    let (_, hashes): (u64, Vec<String>) = typed.query(&mut client).unwrap();
-    assert_eq!(hashes.len(), model.len());
-    primary.kill();
-    replica.kill();
-    primary.start();
-    replica.follow(&primary.replication_address());
-    replica.start();
-    exact(&primary, &replica);
-    assert_identical(&primary, &replica);
 }
 
 #[test]
 fn strings_hashes_and_keys_of_every_kind_come_back_as_they_were() {
     let scratch = tempfile::tempdir().unwrap();
-    let (primary, replica) = pair(&scratch, &["--tables-max", "8"]);
+    let (primary, replica) = pair(&scratch, &[]);
     let mut client = connect(&primary);
     let every_byte: Vec<u8> = (0..=255).collect();
     let keys: [&[u8]; 9] =
@@ -319,7 +159,14 @@ fn strings_hashes_and_keys_of_every_kind_come_back_as_they_were() {
     assert!(matches!(hello, Value::Map(_)), "{hello:?}");
     let map: Value = cmd("HGETALL").arg("a:hash").query(&mut resp3).unwrap();
     assert!(matches!(map, Value::Map(_)), "{map:?}");
+}
 
+#[test]
+fn tables_and_rows_beyond_the_limits_are_refused_with_the_limit() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (primary, replica) = pair(&scratch, &["--tables-max", "8"]);
+    let mut client = connect(&primary);
+    let _: () = client.set("a:first", 1).unwrap();
     // A table too many is refused; the tables that there are go on.
     let mut error = String::new();
     for table in 0..9 {
@@ -396,120 +243,6 @@ fn pipelines_and_the_commands_that_libraries_send_by_themselves() {
     let read_only = connect(&replica).set::<_, _, ()>("a", "b").unwrap_err();
     assert_eq!(read_only.kind(), ErrorKind::Server(redis::ServerErrorKind::ReadOnly));
     assert_eq!(redis::cmd("WAIT").arg(1).arg(30_000).query(&mut client), Ok(1));
-}
-
-#[test]
-fn a_hot_row_and_uniform_rows_keep_lag_bounded() {
-    let scratch = tempfile::tempdir().unwrap();
-    let (primary, replica) = pair(&scratch, &[]);
-    primary.until("streaming", |status| status["replicas"][0]["state"] == "streaming");
-    for keys in [1, 2000] {
-        let done = AtomicU64::new(0);
-        let mut lag_bytes_max = 0;
-        std::thread::scope(|scope| {
-            for writer in 0..4 {
-                let (primary, done) = (&primary, &done);
-                scope.spawn(move || {
-                    let mut client = connect(primary);
-                    let mut random = Random(0x5eed_0010 + writer);
-                    for _ in 0..40 {
-                        let mut some = pipe();
-                        for _ in 0..25 {
-                            some.incr(format!("hot{keys}:{}", random.below(keys)), 1).ignore();
-                        }
-                        some.exec(&mut client).unwrap();
-                    }
-                    done.fetch_add(1, Ordering::Relaxed);
-                });
-            }
-            while done.load(Ordering::Relaxed) < 4 {
-                let lag = primary.status()["replicas"][0]["lag_bytes"].as_u64().unwrap();
-                lag_bytes_max = lag_bytes_max.max(lag);
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-        });
-        replica.catch_up_with(&primary);
-        let mut client = connect(&replica);
-        let keys: Vec<String> = (0..keys).map(|key| format!("hot{keys}:{key}")).collect();
-        let values: Vec<Option<u64>> = client.mget(&keys).unwrap();
-        assert_eq!(values.into_iter().flatten().sum::<u64>(), 4000);
-        // 100 writes in flight, and what a busy machine adds: far below all that was written.
-        println!("{} keys: lag at most {lag_bytes_max} bytes", keys.len());
-        assert!(lag_bytes_max < 256 << 10, "{lag_bytes_max} bytes behind");
-        assert_identical(&primary, &replica);
-    }
-}
-
-#[test]
-fn rows_on_disk_are_read_right_and_never_go_back() {
-    const ROWS: u64 = 20_000;
-    let scratch = tempfile::tempdir().unwrap();
-    let (primary, replica) = pair(&scratch, &["--cache-bytes", "64KiB"]);
-    let seed = 0x5eed_0020;
-    println!("seed {seed:#x}");
-    let mut random = Random(seed);
-    let mut client = connect(&primary);
-    let mut model = BTreeMap::new();
-    for _ in 0..ROWS / 500 {
-        let mut some = pipe();
-        for _ in 0..500 {
-            let (key, value) = (format!("cold:{}", random.below(ROWS)), noise(&mut random, 100));
-            some.set(&key, &value).ignore();
-            model.insert(key, value);
-        }
-        some.exec(&mut client).unwrap();
-    }
-    replica.catch_up_with(&primary);
-    for node in [&primary, &replica] {
-        let mut client = connect(node);
-        let keys: Vec<&String> = model.keys().collect();
-        for keys in keys.chunks(500) {
-            let values: Vec<Vec<u8>> = client.mget(keys).unwrap();
-            for (key, value) in keys.iter().zip(values) {
-                assert_eq!(model[*key], value, "{key} on {}", node.name);
-            }
-        }
-        let cold = node.status()["counters"]["cold_reads"].as_u64().unwrap();
-        assert!(cold > ROWS / 10, "{}: only {cold} reads were cold", node.name);
-    }
-
-    // One writer, several readers: nobody reads less than what was acknowledged before, or than
-    // what anybody has read before.
-    const KEYS: usize = 40;
-    let floors: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for reader in 0..3 {
-            let (primary, floors, done) = (&primary, &floors, &done);
-            scope.spawn(move || {
-                let mut client = connect(primary);
-                let mut random = Random(seed + 1 + reader);
-                while !done.load(Ordering::Relaxed) {
-                    let key = random.below(KEYS as u64) as usize;
-                    let floor = floors[key].load(Ordering::SeqCst);
-                    let value: Option<String> = client.get(format!("line:{key}")).unwrap();
-                    let value = value
-                        .map_or(0, |text| text.split(' ').next().unwrap().parse::<u64>().unwrap());
-                    assert!(value >= floor, "line:{key} went back from {floor} to {value}");
-                    floors[key].fetch_max(value, Ordering::SeqCst);
-                }
-            });
-        }
-        let padding = "x".repeat(800);
-        for round in 1..=4000 {
-            let key = random.below(KEYS as u64) as usize;
-            let written =
-                client.set::<_, _, ()>(format!("line:{key}"), format!("{round} {padding}"));
-            if written.is_err() {
-                done.store(true, Ordering::Relaxed);
-            }
-            written.unwrap();
-            floors[key].fetch_max(round, Ordering::SeqCst);
-        }
-        done.store(true, Ordering::Relaxed);
-    });
-    replica.catch_up_with(&primary);
-    assert_identical(&primary, &replica);
 }
 
 #[test]

@@ -279,7 +279,8 @@ fn execute_all<E: Edge>(
     let latest = exec || !client.watched.borrow().is_empty();
     let view = if latest { View::Latest } else { View::Plain };
     let mut replies = Vec::with_capacity(commands.len());
-    let (mut reply_bytes, reply_bytes_max) = (0, rows.reply_bytes_max());
+    let reply_bytes_max = rows.reply_bytes_max();
+    let mut reply_bytes = Reply::Array(Vec::new()).encoded_bytes_max();
     for command in commands {
         let reply = execute(command, view, &mut rows);
         reply_bytes += reply.encoded_bytes_max();

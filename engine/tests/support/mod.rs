@@ -378,3 +378,30 @@ pub fn flip(path: &Path, offset: u64, bit: u64) {
     byte[0] ^= 1 << (bit % 8);
     file.write_all_at(&byte, offset).unwrap();
 }
+
+/// A connection of the crate `redis`.
+pub fn connect(node: &Node) -> redis::Connection {
+    connect_with(node, "")
+}
+
+/// The same with the query part of its URL (`?protocol=resp3`).
+pub fn connect_with(node: &Node, query: &str) -> redis::Connection {
+    let url = format!("redis://{}/{query}", node.address());
+    let connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    connection
+}
+
+/// A primary and a replica that streams.
+pub fn pair(scratch: &tempfile::TempDir, flags: &[&str]) -> (Node, Node) {
+    let mut primary = Node::primary(scratch.path(), "primary", flags);
+    primary.start();
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, flags);
+    replica.start();
+    (primary, replica)
+}
+
+/// `len` bytes that do not compress.
+pub fn noise(random: &mut Random, len: usize) -> Vec<u8> {
+    (0..len).map(|_| random.next().to_le_bytes()[3]).collect()
+}
