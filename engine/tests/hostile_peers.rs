@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rowship_proto::ack::NodeName;
 use rowship_proto::message::{
-    Ack, Hello, MESSAGE_MAGIC, Message, Notice, PROTOCOL_VERSIONS, Ready, RefuseCode, Welcome,
+    Ack, Hello, MESSAGE_MAGIC, Message, PROTOCOL_VERSIONS, Ready, RefuseCode, Welcome,
 };
 use rowship_proto::{Epoch, EpochHistory, LogId, Lsn};
 use serde_json::Value;
