@@ -68,7 +68,7 @@ fn what_is_no_command_is_answered_and_the_connection_closed() {
         ("a billion arguments", b"*1000000000\r\n".to_vec(), "invalid multibulk length"),
         ("2 GiB", b"*1\r\n$2147483648\r\n".to_vec(), "invalid bulk length"),
         ("no number", b"*1\r\n$abc\r\n".to_vec(), "invalid bulk length"),
-        ("nested arrays", nested[..2000].as_bytes().to_vec(), "expected '$', got '*'"),
+        ("nested arrays", nested.as_bytes()[..2000].to_vec(), "expected '$', got '*'"),
         ("a long line", vec![b'a'; 64 << 10], "too big inline request"),
         ("quotes", b"GET \"a\r\n".to_vec(), "unbalanced quotes"),
     ];
