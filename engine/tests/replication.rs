@@ -71,3 +71,33 @@ fn a_token_is_reached_on_a_replica_and_a_later_one_is_not_yet() {
     let forked = token.replacen(&epoch[epoch.len() - 4..], "0000", 1);
     assert_eq!(wait(&forked, "50"), "lost");
 }
+
+#[test]
+fn names_of_tables_never_fill_a_segment() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &[]);
+    primary.start();
+    let mut client = primary.client();
+    let mut refused = None;
+    for table in 0..200 {
+        let key = format!("{table:0>240}:k");
+        if let Some(error) = client.call(&["SET", &key, "v"]).unwrap().error() {
+            refused = Some((table, error));
+            break;
+        }
+    }
+    let (tables, error) = refused.expect("200 long names are more than a quarter of 64 KiB");
+    assert!(tables > 20 && error.starts_with("ERR too many tables"), "{tables}: {error}");
+    // Several segments, each of which opens with all these names.
+    for row in 0..300 {
+        let key = format!("{:0>240}:{row}", 7);
+        assert!(client.call(&["SET", &key, &"x".repeat(900)]).unwrap().error().is_none());
+    }
+    let status = primary.status();
+    assert!(status["log"]["segments"].as_u64().unwrap() > 4, "{status:#}");
+    primary.kill();
+    primary.start();
+    assert_eq!(text(primary.call(&["GET", &format!("{:0>240}:299", 7)])), "x".repeat(900));
+    let (code, out, err) = primary.verify_log();
+    assert_eq!(code, 0, "{out}{err}");
+}

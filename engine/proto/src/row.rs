@@ -156,8 +156,14 @@ impl RowWrite<'_> {
     /// Bytes of this row in a frame.
     #[must_use]
     pub fn encoded_bytes(&self) -> usize {
-        (ROW_HEADER_BYTES + self.key.len() + self.value.len()).next_multiple_of(8)
+        row_bytes(self.key.len(), self.value.len())
     }
+}
+
+/// Bytes of a row in a frame, by the lengths of its key and image.
+#[must_use]
+pub const fn row_bytes(key_len: usize, value_len: usize) -> usize {
+    (ROW_HEADER_BYTES + key_len + value_len).next_multiple_of(8)
 }
 
 /// Bytes of a transaction in a frame.
@@ -308,7 +314,7 @@ fn parse_row(bytes: &[u8], lsn: Lsn) -> Result<(Row<'_>, usize), FrameError> {
         _ => return Err(FrameError::Body("unknown existed mark")),
     };
     let (key_len, value_len) = (usize::from(header.key_len), header.value_len as usize);
-    let total = (ROW_HEADER_BYTES + key_len + value_len).next_multiple_of(8);
+    let total = row_bytes(key_len, value_len);
     if bytes.len() < total {
         return Err(FrameError::Body("row is cut short"));
     }

@@ -291,14 +291,12 @@ impl<E: Edge> Node<E> {
     /// Appends one transaction; admission was asked for just before, without an await between.
     /// Returns the LSN of its end.
     ///
-    /// # Errors
-    /// The transaction's size, when it is larger than a frame body.
-    pub fn append(&self, primary: &PrimaryRole<E>, rows: &[RowWrite<'_>]) -> Result<Lsn, usize> {
+    /// # Panics
+    /// When it is larger than a frame body: callers check that first.
+    pub fn append(&self, primary: &PrimaryRole<E>, rows: &[RowWrite<'_>]) -> Lsn {
         let bytes = transaction_bytes(rows);
         let mut appender = primary.appender.borrow_mut();
-        if bytes > appender.body_max {
-            return Err(bytes);
-        }
+        assert!(bytes <= appender.body_max);
         let mut runs = Vec::new();
         if appender.open.as_ref().is_some_and(|open| open.room_bytes() < bytes) {
             runs.extend(appender.seal_open(self.moment()));
@@ -321,7 +319,7 @@ impl<E: Edge> Node<E> {
         self.push_runs(primary, runs);
         // The writer seals what is open as soon as it is free.
         self.changed.notify();
-        Ok(end)
+        end
     }
 
     /// Defines new tables, in a frame of their own, before the first row that uses them. Their

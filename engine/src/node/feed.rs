@@ -52,10 +52,14 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
                     }
                 }
             }
+            // No frame ends at or below the limit: a primary said that a part of a frame is
+            // committed. It will say more, or it is not to be believed.
             Ok(None) => {
-                let at = node.dispatched.get();
-                let text = format!("the log has no frame at LSN {at} although it ends at {limit}");
-                return node.stop(Stop::Failed(NodeError::internal(&text)));
+                let moved = || {
+                    let now = node.committed.get().min(node.durable.get());
+                    (now != limit || node.is_closing()).then_some(())
+                };
+                node.changed.until(moved).await;
             }
             Err(error) => return node.stop(Stop::Failed(error)),
         }

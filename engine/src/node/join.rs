@@ -181,6 +181,7 @@ impl<E: Edge> Node<E> {
         self.changed.until(idle).await;
         let from = self.appended.get();
         let applied = self.dispatched.get().max(self.visible.get());
+        let _changing = self.segments.changing.lock().await;
         let mut state = self.state.lock().await;
         let (mut copy, disk) = (state.clone(), self.disk.clone());
         let done = offload(&self.preparation, move || {

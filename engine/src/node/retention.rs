@@ -23,6 +23,7 @@ pub async fn retire<E: Edge>(node: &Rc<Node<E>>, to: Lsn) -> Reply {
         need.map(|(name, replica)| (name.to_string(), replica.durable_promised)).collect()
     });
     let floors = RetireFloors { checkpoint, table_durable, replicas };
+    let _changing = node.segments.changing.lock().await;
     let disk = node.disk.clone();
     let planned = offload(&node.preparation, move || {
         list_segments(&disk).map(|segments| retire::plan(&segments, to, &floors))

@@ -5,7 +5,11 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
-use rowship_proto::row::{Existed, KEY_BYTES_MAX, Operation, RowWrite, TableId, key_hash};
+use rowship_proto::control::TableDefinitions;
+use rowship_proto::row::{
+    Existed, KEY_BYTES_MAX, Operation, RowWrite, TRANSACTION_HEADER_BYTES, TableId, key_hash,
+    row_bytes,
+};
 
 use super::appender::definitions_fit;
 use super::pending::{PendingImage, RowKey};
@@ -130,6 +134,15 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         if self.writes.is_empty() {
             return Written::Nothing;
         }
+        // Before tables are defined: a refused transaction leaves nothing behind.
+        let (bytes, max) = (self.transaction_bytes(), self.node.frame_body_bytes_max.get());
+        if bytes > max {
+            let text = format!(
+                "ERR transaction of {bytes} bytes is larger than a frame body of {max} bytes \
+                 (frame_body_bytes_max): split it"
+            );
+            return Written::Refused(Reply::error(text));
+        }
         if let Err(reply) = self.define_tables(primary) {
             return Written::Refused(reply);
         }
@@ -157,17 +170,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
                 value: write.image.as_deref().unwrap_or_default(),
             })
             .collect();
-        let end = match self.node.append(primary, &rows) {
-            Ok(end) => end,
-            Err(bytes) => {
-                let max = self.node.frame_body_bytes_max.get();
-                let text = format!(
-                    "ERR transaction of {bytes} bytes is larger than a frame body of {max} bytes \
-                     (frame_body_bytes_max): split it"
-                );
-                return Written::Refused(Reply::error(text));
-            }
-        };
+        let end = self.node.append(primary, &rows);
         let mut pending = primary.pending.borrow_mut();
         for (write, table) in self.writes.into_iter().zip(tables) {
             let image = PendingImage { end, connection: self.connection, image: write.image };
@@ -176,6 +179,14 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             pending.insert(key, image);
         }
         Written::To(end)
+    }
+
+    fn transaction_bytes(&self) -> usize {
+        let row = |write: &Write| {
+            let value = write.image.as_ref().map_or(0, Bytes::len);
+            row_bytes(write.key.len(), value)
+        };
+        TRANSACTION_HEADER_BYTES + self.writes.iter().map(row).sum::<usize>()
     }
 
     fn define_tables(&self, primary: &PrimaryRole<E>) -> Result<(), Reply> {
@@ -191,11 +202,15 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             return Ok(());
         }
         let (known, max) = (dictionary.len(), self.node.settings.cluster.tables_max as usize);
+        let names = dictionary.tables().map(|(_, name)| name).chain(&new);
+        let bytes: usize = names.map(|name| TableDefinitions::encoded_bytes(name)).sum();
         drop(dictionary);
-        if known + new.len() > max {
+        // Every segment opens with all names: they must leave it room for rows.
+        let bytes_max = primary.appender.borrow().layout().header.segment_bytes / 4;
+        if known + new.len() > max || bytes as u64 > bytes_max {
             let text = format!(
-                "ERR too many tables: {known} exist and tables_max is {max}; a key's part before \
-                 its first ':' names its table"
+                "ERR too many tables: {known} exist, tables_max is {max} and all names together \
+                 may take {bytes_max} bytes; a key's part before its first ':' names its table"
             );
             return Err(Reply::error(text));
         }

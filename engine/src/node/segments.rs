@@ -1,6 +1,6 @@
 //! Segment files that this node has open: maps for readers, ring files for the writer.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -17,8 +17,8 @@ pub struct Segments<E: Edge> {
     files: RefCell<BTreeMap<Lsn, OpenSegment<E>>>,
     /// Segments that exist but could not be prepared lately, with the reason: a full disk.
     pub failure: RefCell<Option<String>>,
-    /// Spares to keep when segments are retired.
-    pub spares_max: Cell<usize>,
+    /// Held while segment files are made or go: a cut must not take away what is being opened.
+    pub changing: tokio::sync::Mutex<()>,
 }
 
 struct OpenSegment<E: Edge> {
@@ -29,12 +29,12 @@ struct OpenSegment<E: Edge> {
 impl<E: Edge> Segments<E> {
     /// None open.
     #[must_use]
-    pub fn new(maps: SegmentMaps, spares_max: usize) -> Segments<E> {
+    pub fn new(maps: SegmentMaps) -> Segments<E> {
         Segments {
             maps: RefCell::new(maps),
             files: RefCell::new(BTreeMap::new()),
             failure: RefCell::new(None),
-            spares_max: Cell::new(spares_max),
+            changing: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -77,6 +77,7 @@ impl<E: Edge> Segments<E> {
         worker: &Worker<Job>,
         header: SegmentHeader,
     ) -> Result<(), LogError> {
+        let _changing = self.changing.lock().await;
         let open = self.files.borrow().get(&header.base).map(|open| open.bytes);
         match open {
             Some(bytes) if bytes == header.segment_bytes => return Ok(()),

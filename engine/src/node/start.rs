@@ -118,7 +118,7 @@ async fn serve<E: Edge>(
     if let Err(error) = open_for_business(&node).await {
         node.stop(Stop::Failed(error));
     }
-    wait_for_stop(&node).await;
+    node.changed.until(|| node.is_stopping().then_some(())).await;
     close(&node).await
 }
 
@@ -156,7 +156,7 @@ fn build<E: Edge>(
             Role::Primary(Box::new(role))
         }
     };
-    let segments = open_segments(&edge, &disk, &settings, &state, log)?;
+    let segments = open_segments(&edge, &disk, &state, log)?;
     let parts = Parts { state, role, segments, table, applied, seed, committed };
     let node = Rc::new(assemble(edge, settings, disk, ring, log, parts)?);
     for event in events {
@@ -196,7 +196,6 @@ fn start_lanes<E: Edge>(
 fn open_segments<E: Edge>(
     edge: &E,
     disk: &E::Disk,
-    settings: &Settings,
     state: &NodeState,
     log: Option<&Recovered>,
 ) -> Result<Segments<E>, NodeError> {
@@ -210,7 +209,7 @@ fn open_segments<E: Edge>(
         })?;
         maps.add(*base, map);
     }
-    let segments = Segments::new(maps, settings.node.spare_segments);
+    let segments = Segments::new(maps);
     if let Some(active) = log.and_then(|log| log.active) {
         segments.open_file(edge, disk, &active).map_err(|error| NodeError::log(&error))?;
     }
@@ -297,6 +296,7 @@ fn worker<E: Edge, J: Send + 'static>(
 }
 
 fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify>) {
+    spawn(node, "signals", wait_for_stop(node.clone()));
     spawn(node, "writer", super::writer::run(node.clone()));
     spawn(node, "feed", feed::run(node.clone(), lanes));
     spawn(node, "lanes' follower", upkeep::follow_lanes(node.clone(), published));
@@ -373,7 +373,8 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
     node.disk.rename(temporary, ADDRESSES_FILE).map_err(failed)
 }
 
-async fn wait_for_stop<E: Edge>(node: &Rc<Node<E>>) {
+/// From the first moment on: also a node that is still applying its log can be stopped.
+async fn wait_for_stop<E: Edge>(node: Rc<Node<E>>) {
     use tokio::signal::unix::{SignalKind, signal};
     let stopping = node.changed.until(|| node.is_stopping().then_some(()));
     let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
