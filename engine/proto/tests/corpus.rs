@@ -22,6 +22,11 @@ use rowship_proto::value::{encode_columns, encode_string};
 use rowship_proto::{Epoch, EpochHistory, FrameBuilder, FrameHeader, FrameKind, Lsn};
 use zerocopy::IntoBytes;
 
+/// The body of a fuzz target.
+type Body = fn(&[u8]) -> Accepted;
+/// A row to write: table, key, operation, existed, image.
+type Written<'a> = (TableId, &'a [u8], Operation, Existed, &'a [u8]);
+
 /// All seeds of a target together; beyond this the corpus is no longer small.
 const CORPUS_BYTES_MAX: u64 = 50 << 10;
 
@@ -67,8 +72,7 @@ fn messages_of_the_corpus_replay() {
 /// Neither body may depend on its input being whole.
 #[test]
 fn cut_and_flipped_seeds_are_survived() {
-    let targets: [(fn(&[u8]) -> Accepted, _); 2] =
-        [(frame_stream, frame_seeds()), (message, message_seeds())];
+    let targets: [(Body, _); 2] = [(frame_stream, frame_seeds()), (message, message_seeds())];
     for (body, seeds) in targets {
         for (_, seed, _) in seeds {
             for at in (0..seed.len()).step_by(7) {
@@ -153,7 +157,7 @@ impl Stream {
         let (table, strings) = (TableId(1), TableId::NO_PREFIX);
         let columns: [(&[u8], &[u8]); 3] = [(b"year", b"1999"), (b"", b""), (b"seats", b"149")];
         let (row, string) = (encode_columns(&columns), encode_string(b"a value"));
-        let images: [(TableId, &[u8], Operation, Existed, &[u8]); 3] = [
+        let images: [Written<'_>; 3] = [
             (table, b"N14228", Operation::Put, Existed::No, &row),
             (strings, b"counter", Operation::Put, Existed::Unknown, &string),
             (table, b"N24211", Operation::Delete, Existed::Yes, b""),
