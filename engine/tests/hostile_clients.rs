@@ -194,9 +194,9 @@ fn a_reply_beyond_the_limit_is_an_error_and_costs_no_memory() {
     let writer = std::thread::spawn(move || writing.write_all(&bytes).unwrap());
     let text = read_to_end(&mut stream);
     writer.join().unwrap();
-    let head = "-ERR reply is larger than reply_bytes_max";
+    let head = "-ERR reply is larger than replies_bytes_max";
     assert!(text.starts_with(head), "{}", &text[..200.min(text.len())]);
-    assert!(text.contains("replies are larger than reply_bytes_max"), "EXEC is bounded too");
+    assert!(text.contains("replies are larger than replies_bytes_max"), "EXEC is bounded too");
     assert!(text.ends_with("+OK\r\n"));
     let grown = resident_bytes(&node).saturating_sub(before);
     assert!(grown < 200 << 20, "{grown} bytes for replies of 560 MB");

@@ -12,7 +12,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
     write(text.as_bytes())
 }
 
-/// Like [`print`], for bytes.
+/// Like [`print()`], for bytes.
 ///
 /// # Errors
 /// When standard output cannot be written.

@@ -1,4 +1,4 @@
-//! Files: the production [`Disk`](super::Disk), and the data directory with its lock.
+//! Files: the production [`Disk`], and the data directory with its lock.
 //!
 //! Files are opened anew for each call. The calls are few (start, preparation, `node.state`), so a
 //! cache of open files would save nothing that matters and would need a limit of its own. The

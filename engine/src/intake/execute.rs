@@ -307,7 +307,7 @@ pub(super) fn check_reply_bytes(bytes: usize, rows: &impl Rows) -> Result<(), Re
     if bytes <= bytes_max {
         return Ok(());
     }
-    let text = format!("ERR reply is larger than reply_bytes_max ({bytes_max} bytes)");
+    let text = format!("ERR reply is larger than replies_bytes_max ({bytes_max} bytes)");
     Err(Reply::error(text))
 }
 

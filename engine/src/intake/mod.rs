@@ -1,8 +1,8 @@
 //! The client protocol, pure: bytes in, decisions out. No sockets, no clock, no tables.
 //!
-//! The way of a command: [`scan`] finds where it ends, within limits; [`decode`] takes it apart;
+//! The way of a command: [`scan`] finds where it ends, within limits; [`mod@decode`] takes it apart;
 //! [`session`] keeps the connection's state and answers an [`Action`], by way of the table in
-//! [`command`]. Commands on rows then [`execute`] over the [`Rows`] that the node offers, and a
+//! [`command`]. Commands on rows then [`mod@execute`] over the [`Rows`] that the node offers, and a
 //! [`Reply`] goes back as bytes.
 //!
 //! Invariant: memory per connection is bounded by [`QueryLimits`], [`SessionLimits`] and

@@ -1,5 +1,5 @@
 //! From arguments to commands: one small function per command or family, named by the rows of
-//! [`super::table`]; those of data commands are in [`super::parse_data`]. Arity is checked before
+//! [`super::table`]; those of data commands are in `parse_data`. Arity is checked before
 //! these are called.
 
 use std::borrow::Cow;

@@ -233,7 +233,7 @@ fn one_value_asked_for_many_times_does_not_make_an_endless_reply() {
     client.say(&format!("HSET h f {}", "x".repeat(1000)));
     client.rows.reply_bytes_max = Some(5000);
     client.rows.views.clear();
-    let large = "-ERR reply is larger than reply_bytes_max (5000 bytes)\r\n";
+    let large = "-ERR reply is larger than replies_bytes_max (5000 bytes)\r\n";
     assert_eq!(client.say(&format!("MGET {}", "s ".repeat(100))), large);
     assert_eq!(client.rows.views.len(), 5, "reading stops at the limit");
     assert_eq!(client.say(&format!("HMGET h {}", "f ".repeat(100))), large);

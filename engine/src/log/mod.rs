@@ -8,7 +8,7 @@
 //!
 //! Read in this order: [`segment`] (names and the header page), [`layout`] (when a segment ends and
 //! how the next begins), [`prepare`] and [`retire`] (where segment files come from and go to),
-//! [`reader`] (frames out of read-only maps), [`survey`], [`recover`] and [`cut`] (what a restart
+//! [`reader`] (frames out of read-only maps), [`survey`], [`mod@recover`] and [`mod@cut`] (what a restart
 //! finds, and how a tail is cut), [`node_state`], [`tools`] (verify, dump, promote).
 //!
 //! Invariants:

@@ -1,5 +1,5 @@
 //! What a restart finds: reads the log from its last checkpoint to its end and tells a torn tail
-//! from damage. Reads only; [`super::recover`] acts on it.
+//! from damage. Reads only; [`mod@super::recover`] acts on it.
 //!
 //! Reading starts at the head of the segment that holds the checkpoint, since the dictionary and
 //! the policy stand there; what lies between is verified like all the rest.

@@ -132,9 +132,8 @@ async fn finish<E: Edge>(
             writer.await
         }
     };
-    if ended.is_err() {
-        tracing::error!("the writer of a client connection panicked");
-    }
+    // Its own supervisor stops the node.
+    assert!(ended.is_ok(), "the writer of a client connection panicked");
 }
 
 async fn read<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>) {

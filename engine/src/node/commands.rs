@@ -287,7 +287,7 @@ fn execute_all<E: Edge>(
         // Each reply alone is bounded; short commands queued by the thousand can ask for as many.
         if exec && reply_bytes > reply_bytes_max {
             let text =
-                format!("ERR replies are larger than reply_bytes_max ({reply_bytes_max} bytes)");
+                format!("ERR replies are larger than replies_bytes_max ({reply_bytes_max} bytes)");
             return (refused(Reply::error(text), exec), needs_of(client, &rows));
         }
         replies.push(reply);

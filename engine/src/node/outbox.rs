@@ -102,6 +102,6 @@ impl Outbox {
 /// What a command is told that would answer more than a reply may hold.
 pub fn too_large(reply_bytes_max: usize) -> Reply {
     Reply::error(format!(
-        "ERR reply is larger than reply_bytes_max ({reply_bytes_max} bytes): ask for less at once"
+        "ERR reply is larger than replies_bytes_max ({reply_bytes_max} bytes): ask for less at once"
     ))
 }

@@ -91,7 +91,7 @@ pub struct NodeSettings {
     /// Free space that the log never takes: the table's flushes need it. A segment that would leave
     /// less is not made, and writes are refused before the table is hurt.
     pub disk_reserve_bytes: u64,
-    /// Spare segments kept ready beside the next one.
+    /// Retired segments kept as spares.
     pub spare_segments: usize,
     /// Least time between two attempts to reach the primary.
     pub reconnect_ms: u64,
@@ -105,7 +105,7 @@ pub struct NodeSettings {
     pub query_bytes_max: usize,
     /// One argument of a command.
     pub bulk_bytes_max: usize,
-    /// A client's key, with its prefix.
+    /// A client's key, without its prefix.
     pub key_bytes_max: usize,
     /// Replies of one client that wait to leave, in bytes; beyond it the client is not read.
     pub replies_bytes_max: usize,

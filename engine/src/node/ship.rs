@@ -16,6 +16,7 @@ use zerocopy::FromBytes;
 use super::feed;
 use super::latency::Stages;
 use super::state::{Link, Node, PrimaryRole, count};
+use super::supervise::spawn;
 use super::tip::Run;
 use crate::edge::{Edge, Listener, Stream, offload};
 use crate::log::LogError;
@@ -25,7 +26,7 @@ pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
     loop {
         match listener.accept().await {
             Ok(stream) if !node.is_stopping() => {
-                tokio::task::spawn_local(receive(node.clone(), stream));
+                spawn(&node, "replica link", receive(node.clone(), stream));
             }
             Ok(_) => return,
             Err(error) => {
@@ -239,7 +240,7 @@ async fn welcome<E: Edge>(
         }
     };
     primary.links.borrow_mut().insert(link.id, link.clone());
-    tokio::task::spawn_local(send(node.clone(), link.clone(), hello.name.to_string()));
+    spawn(node, "sender", send(node.clone(), link.clone(), hello.name.to_string()));
     let bytes = Message::Welcome(answer).encode();
     link.stream.write_all(bytes.into()).await.map_err(protocol)
 }

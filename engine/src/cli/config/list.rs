@@ -277,8 +277,8 @@ pub static KEYS: &[Key] = &[
         256 * KIB,
         8 * KIB,
         64 * MIB,
-        "Most bytes of one send or write when behind, and of a receive buffer",
-        "it must hold a whole frame, and it is what recovery reads beyond a torn tail"
+        "Most bytes of one send when behind, and of a receive buffer",
+        "it must hold a whole frame, and each link holds as much in memory"
     ),
     number!(
         node.window_bytes_max as usize,
@@ -312,8 +312,8 @@ pub static KEYS: &[Key] = &[
         Count,
         0,
         0,
-        64,
-        "Spare segments kept ready beside the next one",
+        2,
+        "Retired segments kept as spares, to become new ones without being zeroed",
         "each takes a whole segment of disk"
     ),
     number!(
@@ -375,9 +375,9 @@ pub static KEYS: &[Key] = &[
         Bytes,
         16,
         16,
-        65_535,
-        "Longest key, with its prefix",
-        "the row format counts keys in 16 bits"
+        65_523,
+        "Longest key, without its prefix",
+        "the table counts its keys, 12 bytes longer, in 16 bits"
     ),
     number!(
         node.replies_bytes_max as usize,

@@ -37,7 +37,7 @@ pub struct VerifyReport {
     pub end_lsn: u64,
     /// Epochs that frames were written in, in order.
     pub epochs: Vec<String>,
-    /// Every damaged place, at most [`PROBLEMS_MAX`].
+    /// Every damaged place, at most 1000.
     pub problems: Vec<Problem>,
     /// How many problems there are in all.
     pub problems_total: u64,
