@@ -224,8 +224,9 @@ fn a_replica_that_was_away_too_long_is_told_and_keeps_its_rows() {
     set_rows(&primary, 0..200, value);
     replica.catch_up_with(&primary);
     replica.stop();
-    // A primary that has started again does not know of it until it comes.
+    // The operator has given it up for good, and says so.
     primary.stop();
+    std::fs::remove_file(primary.directory.join("replicas.json")).unwrap();
     primary.start();
     set_rows(&primary, 200..2000, value);
     let (code, text) = retire(&primary, u64::MAX / 4);
@@ -294,4 +295,34 @@ fn a_lost_segment_is_named() {
     std::fs::rename(&aside, path).unwrap();
     node.start();
     assert_rows(&node, 0..1200, value);
+}
+
+#[test]
+fn a_restarted_primary_keeps_what_an_absent_replica_needs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &[]);
+    primary.start();
+    let mut replica = Node::replica(scratch.path(), "away", &primary, &[]);
+    replica.start();
+    set_rows(&primary, 0..50, |row| format!("{row}"));
+    replica.catch_up_with(&primary);
+    replica.stop();
+    set_rows(&primary, 0..2000, |row| format!("{row} {}", "x".repeat(200)));
+    // A clean stop makes the table durable, so that only the replica keeps the log.
+    primary.stop();
+    primary.start();
+    set_rows(&primary, 0..2000, |row| format!("{row} {}", "y".repeat(200)));
+    let (code, out, err) =
+        rowship(&["log", "retire", "--at", &primary.address(), "--to", "100000000"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("0 segment(s) retired") && out.contains("replica away"), "{out}");
+    replica.follow(&primary.replication_address());
+    replica.start();
+    replica.catch_up_with(&primary);
+    support::assert_identical(&primary, &replica);
+    let garbage = primary.directory.join("replicas.json");
+    primary.stop();
+    std::fs::write(&garbage, b"{").unwrap();
+    let (code, said) = support::start_and_end(&mut primary);
+    assert!(code == 4 && said.contains("replicas.json"), "{code}: {said}");
 }

@@ -121,6 +121,21 @@ pub trait Map: Send + Sync + 'static {
     fn populate(&self, offset: usize, len: usize) -> io::Result<()>;
 }
 
+/// Puts a small file in place as a whole: after a crash there is the old one or the new one.
+///
+/// # Errors
+/// The system's.
+pub fn replace_file<D: Disk>(disk: &D, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = format!("{name}.tmp");
+    match disk.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        // Gone, or a crash had left one.
+        Err(_) | Ok(()) => {}
+    }
+    disk.write_durable_at(&temporary, 0, bytes)?;
+    disk.rename(&temporary, name)
+}
+
 /// A range of a map, as an owner for [`Bytes::from_owner`].
 pub struct MapRange {
     map: Arc<dyn Map>,

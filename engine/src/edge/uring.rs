@@ -75,12 +75,33 @@ pub fn probe() -> io::Result<RingReport> {
     let runtime = tokio_uring::Runtime::new(tokio_uring::builder().entries(8))?;
     runtime.block_on(tokio_uring::no_op())?;
     let uname = rustix::system::uname();
-    let features =
-        ["read", "write", "writev", "accept", "connect", "write O_DSYNC"].map(str::to_owned);
-    Ok(RingReport {
-        kernel: uname.release().to_string_lossy().into_owned(),
-        features: features.to_vec(),
-    })
+    let features = features()?;
+    Ok(RingReport { kernel: uname.release().to_string_lossy().into_owned(), features })
+}
+
+/// What the kernel's ring offers of what this edge uses, as it says itself.
+fn features() -> io::Result<Vec<String>> {
+    use io_uring::opcode;
+    let ring = io_uring::IoUring::new(2)?;
+    let mut probe = io_uring::Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let operations = [
+        ("readv", opcode::Readv::CODE),
+        ("read", opcode::Read::CODE),
+        ("write", opcode::Write::CODE),
+        ("writev", opcode::Writev::CODE),
+        ("accept", opcode::Accept::CODE),
+        ("connect", opcode::Connect::CODE),
+    ];
+    let parameters = ring.params();
+    let flags = [
+        ("fast_poll", parameters.is_feature_fast_poll()),
+        ("nodrop", parameters.is_feature_nodrop()),
+        ("submit_stable", parameters.is_feature_submit_stable()),
+    ];
+    let operations = operations.into_iter().map(|(name, code)| (name, probe.is_supported(code)));
+    let found = operations.chain(flags).filter(|(_, there)| *there);
+    Ok(found.map(|(name, _)| name.to_owned()).collect())
 }
 
 /// Raises this process's limit on open files as far as it may, and returns it: the usual soft

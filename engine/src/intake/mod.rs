@@ -1,9 +1,9 @@
 //! The client protocol, pure: bytes in, decisions out. No sockets, no clock, no tables.
 //!
-//! The way of a command: [`scan`] finds where it ends, within limits; [`mod@decode`] takes it apart;
-//! [`session`] keeps the connection's state and answers an [`Action`], by way of the table in
-//! [`command`]. Commands on rows then [`mod@execute`] over the [`Rows`] that the node offers, and a
-//! [`Reply`] goes back as bytes.
+//! The way of a command: [`scan`] finds where it ends, within limits; [`mod@decode`] takes it
+//! apart; [`session`] keeps the connection's state and answers an [`Action`], by way of the table
+//! in [`command`]. Commands on rows then [`mod@execute`] over the [`Rows`] that the node
+//! offers, and a [`Reply`] goes back as bytes.
 //!
 //! Invariant: memory per connection is bounded by [`QueryLimits`], [`SessionLimits`] and
 //! [`RowLimits`], whatever a client sends.

@@ -8,8 +8,9 @@
 //!
 //! Read in this order: [`segment`] (names and the header page), [`layout`] (when a segment ends and
 //! how the next begins), [`prepare`] and [`retire`] (where segment files come from and go to),
-//! [`reader`] (frames out of read-only maps), [`survey`], [`mod@recover`] and [`mod@cut`] (what a restart
-//! finds, and how a tail is cut), [`node_state`], [`tools`] (verify, dump, promote).
+//! [`reader`] (frames out of read-only maps), [`survey`], [`mod@recover`] and
+//! [`mod@cut`] (what a restart finds, and how a tail is cut), [`node_state`], [`tools`] (verify,
+//! dump, promote).
 //!
 //! Invariants:
 //! - LSN and file offset differ by the segment's base; header pages take part in the numbering.

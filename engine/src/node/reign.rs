@@ -84,6 +84,7 @@ pub fn role<E: Edge>(
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
         epoch,
+        known: super::retention::Known::default(),
         opening_left: Cell::new(log.opening_left),
     })
 }
@@ -94,6 +95,7 @@ impl<E: Edge> Node<E> {
     pub(super) async fn begin_reign(self: &Rc<Self>) -> Result<(), NodeError> {
         let primary = self.primary().expect("only primaries reign");
         self.update_state(|_| ()).await?;
+        primary.known.load(&self.disk)?;
         self.restore_pending(primary)?;
         let previous = {
             let machine = primary.machine.borrow();

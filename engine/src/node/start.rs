@@ -26,7 +26,7 @@ use crate::apply::plan::Window;
 use crate::apply::publish::Applied;
 use crate::edge::disk::{DataDirectory, DirectoryError};
 use crate::edge::uring::{self, RingReport};
-use crate::edge::{Disk, Edge, Job, Listener, Worker};
+use crate::edge::{Disk, Edge, Job, Listener, Worker, replace_file};
 use crate::log::node_state::Role as StoredRole;
 use crate::log::{Checkpoint, NodeState, Recovered, SegmentMaps, write_bytes_max};
 
@@ -359,18 +359,9 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
         "pid": std::process::id(),
     });
     let text = format!("{text}\n");
-    let temporary = "addresses.tmp";
-    let failed = |error: std::io::Error| {
-        let text = format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE));
-        NodeError::directory_or_full(&text, &error)
-    };
-    if let Err(error) = node.disk.remove(temporary)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(failed(error));
-    }
-    node.disk.write_durable_at(temporary, 0, text.as_bytes()).map_err(failed)?;
-    node.disk.rename(temporary, ADDRESSES_FILE).map_err(failed)
+    replace_file(&node.disk, ADDRESSES_FILE, text.as_bytes()).map_err(|error| {
+        NodeError::directory(&format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE)))
+    })
 }
 
 /// From the first moment on: also a node that is still applying its log can be stopped.
@@ -433,6 +424,7 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
             tracing::warn!("some clients did not take their last reply");
         }
         node.store_checkpoint().await?;
+        node.store_known().await?;
         match tokio::time::timeout(patience, node.flush_all()).await {
             Ok(flushed) => flushed?,
             Err(_) => tracing::warn!("the table's flush takes long: the next start replays more"),

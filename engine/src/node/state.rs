@@ -144,6 +144,8 @@ pub struct PrimaryRole<E: Edge> {
     pub limits: RefCell<Vec<ReplyLimit>>,
     /// The epoch.
     pub epoch: Epoch,
+    /// Replicas known in all reigns.
+    pub known: super::retention::Known,
     /// Repeats of the last segment's opening that a crash has left out.
     pub opening_left: Cell<u64>,
 }

@@ -61,7 +61,11 @@ fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
 pub async fn checkpoint<E: Edge>(node: Rc<Node<E>>) {
     let period = Duration::from_millis(node.settings.node.checkpoint_ms.max(1));
     while pause(&node, period).await {
-        if let Err(error) = node.store_checkpoint().await {
+        let stored = match node.store_checkpoint().await {
+            Ok(()) => node.store_known().await,
+            failed => failed,
+        };
+        if let Err(error) = stored {
             return node.stop(Stop::Failed(error));
         }
     }

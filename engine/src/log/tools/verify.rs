@@ -180,6 +180,11 @@ impl<'d, D: Disk> Run<'d, D> {
                 }
                 break;
             };
+            if segments.first().is_some_and(|(first, _)| *first > base) {
+                // It was retired meanwhile, and maybe the ones behind it: the log begins later now.
+                self.verifier = None;
+                continue;
+            }
             let what = match ended {
                 Ended::Rolled(end) if end.next_base == next => continue,
                 Ended::Rolled(end) => {
