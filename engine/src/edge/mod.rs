@@ -39,7 +39,8 @@ pub trait Edge: Clone + 'static {
     fn listen(&self, address: &str) -> io::Result<Self::Listener>;
     /// Opens a file of `disk` for writing through the ring, each write durable when it returns.
     fn open_durable(&self, disk: &Self::Disk, name: &str) -> io::Result<Self::File>;
-    /// Memory of this process that is resident, in bytes; 0 where that is not known.
+    /// Memory of this process's own that is resident, in bytes; pages of mapped files, which the
+    /// system can take back at any time, do not count. 0 where that is not known.
     fn resident_bytes(&self) -> u64;
     /// Starts a worker: a thread (in simulation a task) that calls `turn` for each job, in order.
     /// The worker ends when its handle and all clones are dropped.

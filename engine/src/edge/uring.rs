@@ -142,7 +142,10 @@ impl Edge for UringEdge {
 
     fn resident_bytes(&self) -> u64 {
         let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|statm| {
-            statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok())
+            // Size, resident, and how much of that is shared (mapped files), in pages.
+            let mut pages = statm.split_whitespace().skip(1).map(str::parse::<u64>);
+            let (resident, shared) = (pages.next()?.ok()?, pages.next()?.ok()?);
+            Some(resident.saturating_sub(shared))
         });
         pages.unwrap_or(0) * rustix::param::page_size() as u64
     }
