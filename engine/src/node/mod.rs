@@ -32,6 +32,7 @@ pub mod feed;
 pub mod greeting;
 pub mod join;
 pub mod latency;
+pub mod listen;
 pub mod open;
 pub mod outbox;
 pub mod pending;

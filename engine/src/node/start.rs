@@ -12,6 +12,7 @@ use rowship_proto::{LogId, Lsn};
 use tokio::sync::Notify;
 
 use super::dictionary::Dictionary;
+use super::listen::open_for_business;
 use super::open::{Found, OpenedTable, find, open_table};
 use super::segments::Segments;
 use super::settings::Settings;
@@ -20,13 +21,13 @@ use super::state::{Counters, Node, ReplicaRole, Role, Stop};
 use super::supervise::spawn;
 use super::tip::Tip;
 use super::writer::WriteQueue;
-use super::{NodeError, client, feed, receive, ship, upkeep};
+use super::{NodeError, feed, upkeep};
 use crate::apply::lane::Lane;
 use crate::apply::plan::Window;
 use crate::apply::publish::Applied;
 use crate::edge::disk::{DataDirectory, DirectoryError};
 use crate::edge::uring::{self, RingReport};
-use crate::edge::{Disk, Edge, Job, Listener, Worker, replace_file};
+use crate::edge::{Disk, Edge, Job, Worker};
 use crate::log::node_state::Role as StoredRole;
 use crate::log::{Checkpoint, NodeState, Recovered, SegmentMaps, write_bytes_max};
 
@@ -308,60 +309,6 @@ fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify
     if node.primary().is_some() {
         spawn(node, "silence", upkeep::silence(node.clone()));
     }
-}
-
-/// Listens, says where, and (on a replica) looks for the primary.
-async fn open_for_business<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
-    if node.is_stopping() {
-        return Ok(());
-    }
-    let settings = &node.settings.node;
-    let listen = |address: &str, what: &str| {
-        let listener = node.edge.listen(address);
-        let listener = listener.and_then(|listener| {
-            let local = listener.local_address()?;
-            Ok((listener, local))
-        });
-        listener.map_err(|error| {
-            NodeError::usage(&format!("cannot listen for {what} on {address}: {error}"))
-        })
-    };
-    let (clients, address) = listen(&settings.listen, "clients")?;
-    *node.client_address.borrow_mut() = address;
-    if node.primary().is_some() {
-        let (replicas, address) = listen(&settings.replication_listen, "replicas")?;
-        *node.replication_address.borrow_mut() = address;
-        spawn(node, "replica acceptor", ship::accept(node.clone(), replicas));
-    }
-    write_addresses(node)?;
-    spawn(node, "client acceptor", client::accept(node.clone(), clients));
-    if let Some(primary) = &settings.replica_of {
-        spawn(node, "receiver", receive::run(node.clone(), primary.clone()));
-    }
-    tracing::info!(
-        name = %settings.name,
-        role = if node.primary().is_some() { "primary" } else { "replica" },
-        clients = *node.client_address.borrow(),
-        replicas = *node.replication_address.borrow(),
-        log_end = %node.appended.get(),
-        "ready"
-    );
-    Ok(())
-}
-
-/// For scripts that listen on port 0: where the node really listens.
-const ADDRESSES_FILE: &str = "addresses.json";
-
-fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
-    let text = serde_json::json!({
-        "listen": *node.client_address.borrow(),
-        "replication_listen": *node.replication_address.borrow(),
-        "pid": std::process::id(),
-    });
-    let text = format!("{text}\n");
-    replace_file(&node.disk, ADDRESSES_FILE, text.as_bytes()).map_err(|error| {
-        NodeError::directory(&format!("cannot write {}: {error}", node.disk.path(ADDRESSES_FILE)))
-    })
 }
 
 /// From the first moment on: also a node that is still applying its log can be stopped.
