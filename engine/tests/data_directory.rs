@@ -374,3 +374,26 @@ fn a_restart_after_a_clean_stop_replays_nothing() {
     assert!(!log.contains("applying the log"), "{log}");
     assert_rows(&node, 0..1000, value);
 }
+
+#[test]
+fn an_address_that_a_node_going_away_still_holds_is_waited_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap().to_string();
+    let mut node = Node::primary(scratch.path(), "primary", &["--listen", &address]);
+    node.spawn();
+    let until = std::time::Instant::now() + support::PATIENCE;
+    while !node.log().contains("is still taken") {
+        assert!(std::time::Instant::now() < until && node.is_running(), "{}", node.log());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(holder);
+    node.until_listening();
+    assert_eq!(node.call(&["PING"]).text().as_deref(), Some("PONG"));
+    // One that stays taken is given up, and named.
+    let mut second = Node::primary(scratch.path(), "second", &["--listen", &address]);
+    let (code, log) = support::start_and_end(&mut second);
+    assert_eq!(code, 2, "{log}");
+    assert!(log.contains(&format!("cannot listen for clients on {address}")), "{log}");
+    node.stop();
+}

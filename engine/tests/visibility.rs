@@ -70,6 +70,54 @@ fn a_transaction_is_seen_whole_on_every_node_even_where_its_rows_are_on_disk() {
     assert_identical(&primary, &replica);
 }
 
+#[test]
+fn reads_of_very_many_rows_show_one_position() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (primary, replica) = pair(&scratch, &[]);
+    // Far more than one piece of a long read, most of them missing; first and last always equal.
+    let keys: Vec<String> = (0..20_000).map(|key| format!("wide:{key}")).collect();
+    let (first, last) = (&keys[0], keys.last().unwrap());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut client = connect(&primary);
+            for n in 0_u64.. {
+                let set = pipe().atomic().set(first, n).set(last, n).exec(&mut client);
+                set.unwrap();
+                if done.load(Ordering::Relaxed) {
+                    return n;
+                }
+            }
+            0
+        });
+        let mut torn = Vec::new();
+        let mut seen = BTreeSet::new();
+        for node in [&primary, &replica] {
+            let mut client = connect(node);
+            for _ in 0..30 {
+                let values: Vec<Option<u64>> = client.mget(&keys).unwrap();
+                let (first, last) = (values[0], values[keys.len() - 1]);
+                seen.insert(first);
+                if first != last {
+                    torn.push((&node.name, first, last));
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 100 && seen.len() > 10, "written meanwhile: {seen:?}");
+        assert!(torn.is_empty(), "{torn:?}");
+    });
+    let mut client = connect(&primary);
+    let found: u64 = cmd("EXISTS").arg(&keys).arg(first).query(&mut client).unwrap();
+    assert_eq!(found, 3, "a key that is named twice counts twice");
+    let mut mset = cmd("MSET");
+    keys.iter().for_each(|key| {
+        mset.arg(key).arg("");
+    });
+    let error = mset.query::<()>(&mut client).unwrap_err().to_string();
+    assert!(error.contains("20000 keys") && error.contains("16384"), "{error}");
+}
+
 /// All keys that SCAN returns, in its order.
 fn scan(node: &Node, pattern: &str, count: usize) -> Vec<String> {
     let mut client = connect(node);

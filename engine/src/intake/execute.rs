@@ -39,10 +39,8 @@ pub trait Rows {
         super::key::RowLimits::default().value_bytes_max
     }
 
-    /// Largest reply in bytes that one command may have ([`REPLY_BYTES_MAX`]).
-    fn reply_bytes_max(&self) -> usize {
-        REPLY_BYTES_MAX
-    }
+    /// Largest reply in bytes that one command may have.
+    fn reply_bytes_max(&self) -> usize;
 }
 
 /// When SET sets.
@@ -315,9 +313,6 @@ pub(super) fn check_reply_bytes(bytes: usize, rows: &impl Rows) -> Result<(), Re
 pub(super) fn count(count: usize) -> Reply {
     Reply::Integer(i64::try_from(count).expect("counts of what is in memory fit 63 bits"))
 }
-
-/// Largest reply of one command: a few of the largest rows, or many ordinary ones.
-pub const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes before the value of a string image.
 pub(super) const IMAGE_PREFIX_BYTES: usize = 4;

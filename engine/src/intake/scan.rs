@@ -30,13 +30,14 @@ pub struct QueryLimits {
 }
 
 impl Default for QueryLimits {
-    /// Redis's own values for arguments and inline commands; sizes as wide as the largest frame
-    /// body, since no larger value could ever be written.
+    /// Redis's own value for inline commands; as many arguments as the widest row needs in one
+    /// HSET (Redis takes 1 Mi); sizes as wide as the largest frame body, since no larger value
+    /// could ever be written.
     fn default() -> Self {
         QueryLimits {
             query_bytes_max: 32 << 20,
             bulk_bytes_max: 16 << 20,
-            args_max: 1024 * 1024,
+            args_max: 2 + 2 * 65_535,
             inline_bytes_max: 64 << 10,
         }
     }

@@ -2,11 +2,11 @@
 //! apply. Owned by the ring thread; what it gives out ([`Bytes`]) may go anywhere.
 //!
 //! The caller says how far it may look (`limit`, below its node's appended position): bytes below
-//! are complete and were verified when they were written, received or recovered. So frames are
-//! walked by their headers only: magic, place, and the header's seeded checksum.
+//! are complete and were verified when they were written, received or recovered. Since then they
+//! may have rotted, and their pages may have gone cold: so a [`Reading`] runs on a worker, brings
+//! them in and checks them again, bodies included.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,13 +34,17 @@ pub struct FrameRun {
     pub frames: usize,
     /// Where the frame behind them starts; in the next segment behind a segment end.
     pub next: Lsn,
+    /// The last frame is a mark: whoever applies ends a window here.
+    pub mark: bool,
 }
 
-/// A range of a segment to be brought into memory, on a thread that may wait for the disk.
-pub struct PopulateJob {
+/// One segment's part of a log, to be read on a thread that may wait for the disk.
+pub struct Reading {
+    seed: u64,
+    body_max: usize,
+    base: Lsn,
     map: Arc<dyn Map>,
-    offset: usize,
-    len: usize,
+    from: Lsn,
 }
 
 impl SegmentMaps {
@@ -85,44 +89,14 @@ impl SegmentMaps {
         self.segments.keys().copied()
     }
 
-    /// Whole frames from `from` on, of one segment, that end at or below `limit`: as many as fit
-    /// `bytes_max`, at least one. None when no frame from there ends below the limit.
+    /// The part of the log from `from` to the end of its segment.
     ///
     /// # Errors
-    /// [`LogError::Retired`] or [`LogError::NotHeld`] by where `from` is; [`LogError::Damage`]
-    /// when no frame stands at a place where one must.
-    pub fn whole_frames(
-        &self,
-        from: Lsn,
-        limit: Lsn,
-        bytes_max: usize,
-    ) -> Result<Option<FrameRun>, LogError> {
-        if from >= limit {
-            return Ok(None);
-        }
+    /// [`LogError::Retired`] or [`LogError::NotHeld`] by where `from` is.
+    pub fn reading(&self, from: Lsn) -> Result<Reading, LogError> {
         let (base, map) = self.holder(from)?;
-        let (mut next, mut end, mut frames) = (from, from, 0);
-        loop {
-            if next != end || end >= limit || end.since(base) as usize >= map.bytes().len() {
-                // Behind a segment end, or all of it taken.
-                break;
-            }
-            let header = self.parse(base, map, end)?;
-            let after = header.end();
-            let over = after.since(from) as usize > bytes_max && frames > 0;
-            if after > limit || over {
-                break;
-            }
-            next = self.next_of(base, map, &header)?;
-            end = after;
-            frames += 1;
-        }
-        if frames == 0 {
-            return Ok(None);
-        }
-        let (offset, len) = (from.since(base) as usize, end.since(from) as usize);
-        let bytes = MapRange::share(map.clone(), offset, len);
-        Ok(Some(FrameRun { bytes, frames, next }))
+        let (seed, body_max) = (self.seed, self.body_max);
+        Ok(Reading { seed, body_max, base, map: map.clone(), from })
     }
 
     /// The header of the frame that starts at `lsn`; none when no frame starts just there (a
@@ -131,8 +105,7 @@ impl SegmentMaps {
     /// # Errors
     /// [`LogError::Retired`] or [`LogError::NotHeld`].
     pub fn frame_at(&self, lsn: Lsn) -> Result<Option<FrameHeader>, LogError> {
-        let (base, map) = self.holder(lsn)?;
-        Ok(self.parse(base, map, lsn).ok())
+        Ok(self.reading(lsn)?.parse(lsn).ok())
     }
 
     /// Chain value of the frame that ends where `lsn` starts the next one, in a log that ends at
@@ -151,16 +124,6 @@ impl SegmentMaps {
         Ok(self.frame_at(lsn)?.map(|header| header.chain_previous))
     }
 
-    /// The part of `from`'s segment from there on, up to `bytes_max` long, to be populated ahead
-    /// of reading it. None when `from` is in no segment that is held.
-    #[must_use]
-    pub fn populate_range(&self, from: Lsn, bytes_max: usize) -> Option<PopulateJob> {
-        let (base, map) = self.holder(from).ok()?;
-        let offset = usize::try_from(from.since(base)).ok()?;
-        let len = (map.bytes().len() - offset).min(bytes_max);
-        Some(PopulateJob { map: map.clone(), offset, len })
-    }
-
     fn holder(&self, lsn: Lsn) -> Result<(Lsn, &Arc<dyn Map>), LogError> {
         let found = self.segments.range(..=lsn).next_back();
         let Some((base, map)) = found else {
@@ -174,9 +137,55 @@ impl SegmentMaps {
         }
         Ok((*base, map))
     }
+}
 
-    fn parse(&self, base: Lsn, map: &Arc<dyn Map>, lsn: Lsn) -> Result<FrameHeader, LogError> {
-        let rest = map.bytes().get(lsn.since(base) as usize..).unwrap_or(&[]);
+impl Reading {
+    /// Whole frames that end at or below `limit`: as many as fit `bytes_max`, at least one, none
+    /// behind a mark. Brings their pages in, which may wait for the disk, and checks every frame.
+    /// None when no frame from there ends below the limit.
+    ///
+    /// # Errors
+    /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted.
+    pub fn whole_frames(&self, limit: Lsn, bytes_max: usize) -> Result<Option<FrameRun>, LogError> {
+        let (from, bytes) = (self.from, self.map.bytes());
+        if from >= limit {
+            return Ok(None);
+        }
+        let offset = from.since(self.base) as usize;
+        let ahead = (bytes.len() - offset).min(bytes_max).min(limit.since(from) as usize);
+        if let Err(error) = self.map.populate(offset, ahead) {
+            // Reading goes on without it, only slower.
+            tracing::debug!("cannot populate the map at LSN {from}: {error}");
+        }
+        let (mut next, mut end, mut frames, mut mark) = (from, from, 0, false);
+        // Behind a segment's end the next frame is elsewhere.
+        while !mark && next == end && end < limit && (end.since(self.base) as usize) < bytes.len() {
+            let header = self.parse(end)?;
+            let after = header.end();
+            let over = after.since(from) as usize > bytes_max && frames > 0;
+            if after > limit || over {
+                break;
+            }
+            let body = self.body(&header);
+            header.check_body(body).map_err(|error| damage(self.base, end, &error))?;
+            next = after;
+            if header.kind() == Some(FrameKind::SegmentEnd) {
+                let parsed = SegmentEnd::parse(body, end);
+                next = parsed.map_err(|error| damage(self.base, end, &error))?.next_frame();
+            }
+            mark = header.kind() == Some(FrameKind::Mark);
+            end = after;
+            frames += 1;
+        }
+        if frames == 0 {
+            return Ok(None);
+        }
+        let bytes = MapRange::share(self.map.clone(), offset, end.since(from) as usize);
+        Ok(Some(FrameRun { bytes, frames, next, mark }))
+    }
+
+    fn parse(&self, lsn: Lsn) -> Result<FrameHeader, LogError> {
+        let rest = self.map.bytes().get(lsn.since(self.base) as usize..).unwrap_or(&[]);
         let head = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
         let parsed = FrameHeader::parse(head, self.seed, self.body_max);
         let placed = parsed.and_then(|header| {
@@ -188,32 +197,13 @@ impl SegmentMaps {
             }
             Ok(header)
         });
-        placed.map_err(|error| damage(base, lsn, &error))
+        placed.map_err(|error| damage(self.base, lsn, &error))
     }
 
-    fn next_of(
-        &self,
-        base: Lsn,
-        map: &Arc<dyn Map>,
-        header: &FrameHeader,
-    ) -> Result<Lsn, LogError> {
-        if header.kind() != Some(FrameKind::SegmentEnd) {
-            return Ok(header.end());
-        }
-        let start = header.lsn.since(base) as usize + FRAME_HEADER_BYTES;
-        let body = &map.bytes()[start..start + header.stored_len as usize];
-        let end = SegmentEnd::parse(body, header.lsn);
-        end.map(|end| end.next_frame()).map_err(|error| damage(base, header.lsn, &error))
-    }
-}
-
-impl PopulateJob {
-    /// Brings the range into memory; may wait for the disk.
-    ///
-    /// # Errors
-    /// The system's. Reading goes on without it, only slower.
-    pub fn run(&self) -> io::Result<()> {
-        self.map.populate(self.offset, self.len)
+    /// The body of a frame whose header [`Reading::parse`] has taken.
+    fn body(&self, header: &FrameHeader) -> &[u8] {
+        let start = header.lsn.since(self.base) as usize + FRAME_HEADER_BYTES;
+        &self.map.bytes()[start..start + header.stored_len as usize]
     }
 }
 
@@ -239,12 +229,21 @@ mod tests {
         (log, maps)
     }
 
+    fn read(
+        maps: &SegmentMaps,
+        from: Lsn,
+        limit: Lsn,
+        bytes_max: usize,
+    ) -> Result<Option<FrameRun>, LogError> {
+        maps.reading(from)?.whole_frames(limit, bytes_max)
+    }
+
     #[test]
     fn every_frame_is_given_once_in_runs_of_any_size() {
         let (log, maps) = log_and_maps();
         for bytes_max in [0, 97, 1000, 5000, 1 << 20] {
             let (mut from, mut frames, mut runs) = (Lsn(4096), 0, 0);
-            while let Some(run) = maps.whole_frames(from, log.next, bytes_max).unwrap() {
+            while let Some(run) = read(&maps, from, log.next, bytes_max).unwrap() {
                 let first = &log.frames[frames];
                 let last = &log.frames[frames + run.frames - 1];
                 assert_eq!((first.lsn, last.end().since(from)), (from, run.bytes.len() as u64));
@@ -264,7 +263,7 @@ mod tests {
     fn nothing_beyond_the_limit_is_given() {
         let (log, maps) = log_and_maps();
         let (first, second) = (&log.frames[0], &log.frames[1]);
-        let upto = |limit| maps.whole_frames(first.lsn, limit, 1 << 20).unwrap();
+        let upto = |limit| read(&maps, first.lsn, limit, 1 << 20).unwrap();
         assert!(upto(first.lsn).is_none());
         assert!(upto(second.lsn.plus(0)).is_some_and(|run| run.frames == 1));
         assert!(upto(Lsn(second.lsn.0 - 8)).is_none());
@@ -276,18 +275,44 @@ mod tests {
         let (log, mut maps) = log_and_maps();
         let middle = log.frames[3].lsn;
         assert!(maps.frame_at(middle.plus(8)).unwrap().is_none());
-        let damage = maps.whole_frames(middle.plus(8), log.next, 100).unwrap_err();
+        let damage = read(&maps, middle.plus(8), log.next, 100).unwrap_err();
         assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle.plus(8)));
         log.disk.bend(&segment_file_name(Lsn::ZERO), middle.0 + 20, |byte| *byte ^= 1);
-        let damage = maps.whole_frames(log.frames[2].lsn, log.next, 1 << 20).unwrap_err();
+        let damage = read(&maps, log.frames[2].lsn, log.next, 1 << 20).unwrap_err();
         assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle));
-        let far = maps.whole_frames(Lsn(1 << 40), Lsn(1 << 41), 100).unwrap_err();
+        let far = read(&maps, Lsn(1 << 40), Lsn(1 << 41), 100).unwrap_err();
         assert!(matches!(far, LogError::NotHeld { .. }));
         maps.remove(Lsn::ZERO);
-        let retired = maps.whole_frames(middle, log.next, 100).unwrap_err();
+        let retired = read(&maps, middle, log.next, 100).unwrap_err();
         let oldest = Lsn(65536 + 4096);
         assert!(matches!(retired, LogError::Retired { oldest: at, .. } if at == oldest));
         assert_eq!(maps.oldest(), Some(oldest));
+    }
+
+    #[test]
+    fn a_body_that_has_rotted_is_not_given() {
+        let (log, maps) = log_and_maps();
+        let second = &log.frames[1];
+        let inside = second.lsn.0 + FRAME_HEADER_BYTES as u64 + 3;
+        log.disk.bend(&segment_file_name(Lsn::ZERO), inside, |byte| *byte ^= 1);
+        let damage = read(&maps, log.frames[0].lsn, log.next, 1 << 20).unwrap_err();
+        assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == second.lsn), "{damage}");
+    }
+
+    #[test]
+    fn nothing_behind_a_mark_is_given_with_it() {
+        let mut log = TestLog::create(MemoryDisk::new()).unwrap();
+        log.rows(&[10]).unwrap();
+        let from = log.frames.last().unwrap().lsn;
+        log.control(FrameKind::Mark, b"").unwrap();
+        let behind = log.next;
+        log.rows(&[20]).unwrap();
+        let mut maps = SegmentMaps::new(TEST_LOG.seed(), TINY_BODY_BYTES as usize);
+        maps.add(Lsn::ZERO, log.disk.map(&segment_file_name(Lsn::ZERO)).unwrap());
+        let marked = read(&maps, from, log.next, 1 << 20).unwrap().unwrap();
+        assert_eq!((marked.next, marked.frames, marked.mark), (behind, 2, true));
+        let rest = read(&maps, behind, log.next, 1 << 20).unwrap().unwrap();
+        assert_eq!((rest.next, rest.mark), (log.next, false));
     }
 
     #[test]
@@ -303,11 +328,9 @@ mod tests {
     }
 
     #[test]
-    fn bytes_given_out_outlive_their_segment_and_can_be_populated() {
+    fn bytes_given_out_outlive_their_segment() {
         let (log, mut maps) = log_and_maps();
-        let run = maps.whole_frames(Lsn(4096), log.next, 1 << 20).unwrap().unwrap();
-        maps.populate_range(Lsn(4096), 1 << 30).unwrap().run().unwrap();
-        assert!(maps.populate_range(Lsn(1 << 40), 1).is_none());
+        let run = read(&maps, Lsn(4096), log.next, 1 << 20).unwrap().unwrap();
         maps.remove(Lsn::ZERO);
         log.disk.remove(&segment_file_name(Lsn::ZERO)).unwrap();
         let header = FrameHeader::parse(&run.bytes, TEST_LOG.seed(), 4096).unwrap();

@@ -138,7 +138,8 @@ impl Appender {
         assert_eq!(header.lsn, self.next);
         self.next = next;
         self.chain = header.chain();
-        Run { start: header.lsn, next, bytes, chain: header.chain(), epoch: header.epoch }
+        let (start, chain, epoch) = (header.lsn, header.chain(), header.epoch);
+        Run { start, next, bytes, chain, epoch, mark: header.kind() == Some(FrameKind::Mark) }
     }
 
     /// A control frame at the end of the sealed log.

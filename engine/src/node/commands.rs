@@ -12,10 +12,10 @@ use rowship_proto::{Lsn, Position};
 use super::appender::Full;
 use super::client::Client;
 use super::outbox::Needs;
-use super::rows::{Fetched, TransactionRows, Written};
+use super::rows::{Fetched, Reach, TransactionRows, Written};
 use super::settings::OnMissing;
 use super::state::{Node, PrimaryRole, count};
-use super::{scans, status};
+use super::{pieces, scans, status};
 use crate::edge::Edge;
 use crate::intake::execute::Rows as _;
 use crate::intake::execute::{DataCommand, View, execute};
@@ -113,8 +113,11 @@ async fn set_policy<E: Edge>(node: &Node<E>, client: &Client<E>, policy: ClientP
     });
 }
 
-/// Keys of a watch and of one transaction; more would hold the reader thread too long.
+/// Keys that a connection watches.
 const WATCHED_MAX: usize = 1024;
+/// Keys of one transaction, repetitions included: it runs in one go, and all others wait for it.
+/// (Reads of many rows that are no transaction run in [`pieces`].)
+const TRANSACTION_KEYS_MAX: usize = 16 * 1024;
 
 async fn watch<E: Edge>(
     node: &Rc<Node<E>>,
@@ -125,32 +128,38 @@ async fn watch<E: Edge>(
         let text = format!("ERR more than {WATCHED_MAX} watched keys");
         return (Reply::error(text), Needs::default());
     }
-    let fetched = match node.fetch(&keys, &client.limits).await {
-        Ok(fetched) => fetched,
-        Err(reply) => return (reply, Needs::default()),
-    };
-    let reply = watch_now(node, client, keys, &fetched);
-    node.release(fetched);
-    reply
+    let mut reach = Reach::Cold;
+    loop {
+        let fetched = match node.fetch(&keys, &client.limits, reach).await {
+            Ok(fetched) => fetched,
+            Err(reply) => return (reply, Needs::default()),
+        };
+        let images = watch_now(node, client, &keys, &fetched);
+        node.release(fetched);
+        match images {
+            Some(Ok(images)) => {
+                client.watched.borrow_mut().extend(keys.into_iter().zip(images));
+                return (Reply::OK, Needs::default());
+            }
+            Some(Err(reply)) => return (reply, Needs::default()),
+            None => reach = Reach::All,
+        }
+    }
 }
 
+/// The keys' images, as they are now: a row that is written and gets the very same image back has
+/// not changed for this watch. None when a row must be fetched first.
 fn watch_now<E: Edge>(
     node: &Node<E>,
     client: &Client<E>,
-    keys: Vec<Bytes>,
+    keys: &[Bytes],
     fetched: &Fetched,
-) -> (Reply, Needs) {
+) -> Option<Result<Vec<Option<Bytes>>, Reply>> {
     let mut rows = TransactionRows::new(node, client.id, client.limits, fetched);
-    let mut watched = client.watched.borrow_mut();
-    for key in keys {
-        match rows.read(&key, View::Latest) {
-            // The key's image, as it is now: a row that is written and gets the very same image
-            // back has not changed for this watch.
-            Ok(image) => watched.push((key, image.map(|image| Bytes::copy_from_slice(&image)))),
-            Err(reply) => return (reply, Needs::default()),
-        }
-    }
-    (Reply::OK, Needs::default())
+    // Copies: the image may be a part of something much larger.
+    let copy = |image: Option<Bytes>| image.map(|image| Bytes::copy_from_slice(&image));
+    let images = keys.iter().map(|key| rows.read(key, View::Latest).map(copy)).collect();
+    (!rows.cold).then_some(images)
 }
 
 /// One transaction: a command of its own, or all of an EXEC.
@@ -171,22 +180,43 @@ async fn transaction<E: Edge>(
     if writes && let Err(reply) = may_write(node, client) {
         return (refused(reply, exec), Needs::default());
     }
+    if let [command] = commands
+        && !exec
+        && client.watched.borrow().is_empty()
+        && let Some(pieces) = pieces::pieces(command)
+    {
+        return pieces::run(node, client, &pieces).await;
+    }
     let watched_keys = watched.iter().map(|(key, _)| key);
     let keys: Vec<Bytes> =
         commands.iter().flat_map(DataCommand::keys).chain(watched_keys).cloned().collect();
-    let fetched = match node.fetch(&keys, &client.limits).await {
-        Ok(fetched) => fetched,
-        Err(reply) => return (refused(reply, exec), Needs::default()),
-    };
-    let outcome = match (writes, node.primary()) {
-        (true, Some(primary)) => match admitted(node, client, primary).await {
+    if keys.len() > TRANSACTION_KEYS_MAX {
+        let text = format!(
+            "ERR transaction of {} keys; {TRANSACTION_KEYS_MAX} at most are run in one go: split it",
+            keys.len()
+        );
+        return (refused(Reply::error(text), exec), Needs::default());
+    }
+    let mut reach = Reach::Cold;
+    loop {
+        let fetched = match node.fetch(&keys, &client.limits, reach).await {
+            Ok(fetched) => fetched,
+            Err(reply) => return (refused(reply, exec), Needs::default()),
+        };
+        let admitted = match (writes, node.primary()) {
+            (true, Some(primary)) => admitted(node, client, primary).await,
+            _ => Ok(()),
+        };
+        let outcome = match admitted {
             Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
-            Err(reply) => (refused(reply, exec), Needs::default()),
-        },
-        _ => execute_all(node, client, commands, &watched, &fetched, exec),
-    };
-    node.release(fetched);
-    outcome
+            Err(reply) => Some((refused(reply, exec), Needs::default())),
+        };
+        node.release(fetched);
+        match outcome {
+            Some(done) => return done,
+            None => reach = Reach::All,
+        }
+    }
 }
 
 /// The answer to a write on a replica.
@@ -258,6 +288,7 @@ async fn admitted<E: Edge>(
         .await
 }
 
+/// None when a row must be fetched first: nothing has happened then.
 fn execute_all<E: Edge>(
     node: &Node<E>,
     client: &Client<E>,
@@ -265,14 +296,15 @@ fn execute_all<E: Edge>(
     watched: &[(Bytes, Option<Bytes>)],
     fetched: &Fetched,
     exec: bool,
-) -> (Reply, Needs) {
+) -> Option<(Reply, Needs)> {
     let mut rows = TransactionRows::new(node, client.id, client.limits, fetched);
     for (key, image) in watched {
         match rows.read(key, View::Latest) {
             Ok(now) if now == *image => {}
             // That it has changed is something seen, too.
-            Ok(_) => return (Reply::NullArray, needs_of(client, &rows)),
-            Err(reply) => return (reply, Needs::default()),
+            Ok(_) => return Some((Reply::NullArray, needs_of(client, &rows))),
+            Err(_) if rows.cold => return None,
+            Err(reply) => return Some((reply, Needs::default())),
         }
     }
     // Between WATCH and EXEC, reads see what EXEC will compare with.
@@ -283,12 +315,15 @@ fn execute_all<E: Edge>(
     let mut reply_bytes = Reply::Array(Vec::new()).encoded_bytes_max();
     for command in commands {
         let reply = execute(command, view, &mut rows);
+        if rows.cold {
+            return None;
+        }
         reply_bytes += reply.encoded_bytes_max();
         // Each reply alone is bounded; short commands queued by the thousand can ask for as many.
         if exec && reply_bytes > reply_bytes_max {
             let text =
                 format!("ERR replies are larger than replies_bytes_max ({reply_bytes_max} bytes)");
-            return (refused(Reply::error(text), exec), needs_of(client, &rows));
+            return Some((refused(Reply::error(text), exec), needs_of(client, &rows)));
         }
         replies.push(reply);
     }
@@ -301,15 +336,15 @@ fn execute_all<E: Edge>(
                 client.last_write.set(end);
                 needs.own = Some((policy, end));
             }
-            Written::Refused(reply) => return (refused(reply, exec), needs),
+            Written::Refused(reply) => return Some((refused(reply, exec), needs)),
         }
     }
     let reply = if exec { Reply::Array(replies) } else { replies.remove(0) };
-    (reply, needs)
+    Some((reply, needs))
 }
 
 /// What a reply must wait for that shows what `rows` has read.
-fn needs_of<E: Edge>(client: &Client<E>, rows: &TransactionRows<'_, E>) -> Needs {
+pub(super) fn needs_of<E: Edge>(client: &Client<E>, rows: &TransactionRows<'_, E>) -> Needs {
     let own = (rows.saw_own > Lsn::ZERO).then(|| (client.policy.get(), rows.saw_own));
     Needs { own, committed: rows.saw }
 }

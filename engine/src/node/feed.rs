@@ -6,16 +6,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use rowship_proto::control::SegmentEnd;
-use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
+use rowship_proto::Lsn;
 
 use super::NodeError;
 use super::state::{Node, Stop};
+use super::tip::Run;
 use crate::apply::plan::Window;
-use crate::edge::{Disk, Edge, Worker, offload};
-use crate::log::LogError;
-use crate::log::segment::segment_file_name;
+use crate::edge::{Edge, Worker};
 
 /// Runs until the node stops. `lanes` are the queues of the lanes, in order.
 pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
@@ -33,8 +30,9 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             })
             .await;
         let Some(limit) = limit else { return };
+        let cuts = node.cuts.get();
         let window = next_window(&node, limit, lanes.len()).await;
-        if limit > node.committed.get().min(node.durable.get()) {
+        if cuts != node.cuts.get() || limit > node.committed.get().min(node.durable.get()) {
             // The log was cut while the window was put together: it is not what stands there now.
             continue;
         }
@@ -74,22 +72,19 @@ async fn next_window<E: Edge>(
 ) -> Result<Option<(Window, Lsn)>, NodeError> {
     let start = node.dispatched.get();
     let bytes_max = node.settings.node.window_bytes_max;
-    let mut parts = Vec::new();
-    let (mut end, mut bytes) = (start, 0);
-    for run in node.tip.borrow().from(start, limit, bytes_max) {
+    let (mut parts, mut end, mut bytes) = (Vec::new(), start, 0);
+    for run in up_to_mark(node.tip.borrow().from(start, limit, bytes_max)) {
         end = run.next;
         bytes += run.bytes.len();
         parts.push(run.bytes);
     }
-    if parts.is_empty() {
-        while end < limit && bytes < bytes_max {
-            let read = node.segments.read(end, limit, bytes_max - bytes);
-            let Some((run, next)) = read.map_err(|error| NodeError::log(&error))? else { break };
-            let verified = verify(node, run.clone(), end).await;
-            verified.map_err(|error| NodeError::log(&error))?;
-            (end, bytes) = (next, bytes + run.len());
-            parts.push(run);
-        }
+    let mut mark = !parts.is_empty();
+    while !mark && end < limit && bytes < bytes_max {
+        let range = (end, limit);
+        let read = node.segments.read(&node.disk, &node.reader, range, bytes_max - bytes).await;
+        let Some(run) = read.map_err(|error| NodeError::log(&error))? else { break };
+        (end, bytes, mark) = (run.next, bytes + run.bytes.len(), run.mark);
+        parts.push(run.bytes);
     }
     if end == start {
         return Ok(None);
@@ -97,54 +92,38 @@ async fn next_window<E: Edge>(
     Ok(Some((Window::new(start, end, parts, lanes), end)))
 }
 
-/// What comes out of the maps may have rotted since it was written: checks it, on a worker, which
-/// also brings cold pages in.
-pub(super) async fn verify<E: Edge>(
-    node: &Node<E>,
-    run: Bytes,
-    start: Lsn,
-) -> Result<(), LogError> {
-    let seed = node.log_id.get().seed();
-    let body_max = rowship_proto::frame::FRAME_BODY_BYTES_LIMIT;
-    let checked = offload(&node.reader, move || check_run(&run, start, seed, body_max));
-    match checked.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err((lsn, error))) => {
-            let held = node.segments.maps.borrow().segment_of(lsn);
-            let base = held.map_or(start, |(base, _)| base);
-            Err(LogError::Damage {
-                segment: node.disk.path(&segment_file_name(base)),
-                offset: lsn.since(base),
-                lsn,
-                what: error.to_string(),
-            })
-        }
-        Err(source) => {
-            let file = node.disk.path("");
-            Err(LogError::Io { doing: "check", file, source })
-        }
+/// The runs of one window: none behind a mark, which ends it.
+fn up_to_mark(mut runs: Vec<Run>) -> Vec<Run> {
+    if let Some(at) = runs.iter().position(|run| run.mark) {
+        runs.truncate(at + 1);
     }
+    runs
 }
 
-/// Checks every frame of a run.
-fn check_run(
-    run: &[u8],
-    start: Lsn,
-    seed: u64,
-    body_max: usize,
-) -> Result<(), (Lsn, rowship_proto::frame::FrameError)> {
-    let mut at = 0;
-    while at < run.len() {
-        let lsn = start.plus(at as u64);
-        let header = FrameHeader::parse(&run[at..], seed, body_max).map_err(|e| (lsn, e))?;
-        let body = run[at..]
-            .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + header.stored_len as usize)
-            .ok_or((lsn, rowship_proto::frame::FrameError::Body("frame is cut short")))?;
-        header.check_body(body).map_err(|error| (lsn, error))?;
-        if header.kind() == Some(FrameKind::SegmentEnd) {
-            SegmentEnd::parse(body, lsn).map_err(|error| (lsn, error))?;
-        }
-        at += header.frame_bytes();
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use rowship_proto::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn a_mark_ends_a_window() {
+        let run = |at: u64, mark| Run {
+            start: Lsn(at * 8),
+            next: Lsn(at * 8 + 8),
+            bytes: Bytes::new(),
+            chain: 0,
+            epoch: Epoch::NONE,
+            mark,
+        };
+        let ends = |marks: &[bool]| {
+            let runs = marks.iter().zip(0..).map(|(&mark, at)| run(at, mark)).collect();
+            up_to_mark(runs).last().map(|run: &Run| run.next.0)
+        };
+        assert_eq!(ends(&[false, false, false]), Some(24));
+        assert_eq!(ends(&[false, true, false]), Some(16));
+        assert_eq!(ends(&[true, false, true]), Some(8));
+        assert_eq!(ends(&[]), None);
     }
-    Ok(())
 }

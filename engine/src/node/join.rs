@@ -177,6 +177,8 @@ impl<E: Edge> Node<E> {
 
     /// Cuts an uncommitted tail, physically and durably, before anything of a new epoch comes.
     async fn cut_tail(&self, replica: &ReplicaRole, to: Lsn) -> Result<(), NodeError> {
+        // What the feed is reading now may be gone when it has it.
+        self.cuts.set(self.cuts.get() + 1);
         let idle = || (self.writes.is_idle() || self.is_closing()).then_some(());
         self.changed.until(idle).await;
         let from = self.appended.get();

@@ -45,6 +45,7 @@ async fn listen<E: Edge>(
     what: &str,
 ) -> Result<(E::Listener, String), NodeError> {
     let started = node.edge.now();
+    let mut told = false;
     loop {
         let listener = node.edge.listen(address).and_then(|listener| {
             let local = listener.local_address()?;
@@ -57,6 +58,9 @@ async fn listen<E: Edge>(
                     && waited < LISTEN_PATIENCE
                     && !node.is_stopping() =>
             {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(address, "the address for {what} is still taken: trying again");
+                }
                 tokio::time::sleep(LISTEN_PAUSE).await;
             }
             Ok(listener) => return Ok(listener),

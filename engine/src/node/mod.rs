@@ -36,6 +36,7 @@ pub mod listen;
 pub mod open;
 pub mod outbox;
 pub mod pending;
+pub mod pieces;
 pub mod receive;
 pub mod reign;
 pub mod retention;

@@ -18,6 +18,18 @@ pub struct Needs {
     pub committed: Lsn,
 }
 
+impl Needs {
+    /// What a reply waits for that shows both; both are of one connection, so of one policy.
+    #[must_use]
+    pub fn and(self, other: Needs) -> Needs {
+        let own = match (self.own, other.own) {
+            (Some((policy, end)), Some((_, other))) => Some((policy, end.max(other))),
+            (own, other) => own.or(other),
+        };
+        Needs { own, committed: self.committed.max(other.committed) }
+    }
+}
+
 /// An encoded reply.
 pub(super) struct Outgoing {
     pub(super) needs: Needs,

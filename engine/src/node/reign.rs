@@ -96,7 +96,7 @@ impl<E: Edge> Node<E> {
         let primary = self.primary().expect("only primaries reign");
         self.update_state(|_| ()).await?;
         primary.known.load(&self.disk)?;
-        self.restore_pending(primary)?;
+        self.restore_pending(primary).await?;
         let previous = {
             let machine = primary.machine.borrow();
             let entries = machine.history().entries();
@@ -151,27 +151,27 @@ impl<E: Edge> Node<E> {
 
     /// Images of the inherited tail: written by a reign before, committed only with this one's
     /// start record. Whoever reads them waits for that: they may have been acknowledged before.
-    fn restore_pending(&self, primary: &PrimaryRole<E>) -> Result<(), NodeError> {
+    async fn restore_pending(&self, primary: &PrimaryRole<E>) -> Result<(), NodeError> {
         let (mut at, end) = (self.committed.get(), self.appended.get());
         let seed = self.log_id.get().seed();
         let body_max = self.frame_body_bytes_max.get();
-        let mut pending = primary.pending.borrow_mut();
         while at < end {
-            let read = self.segments.read(at, end, RESTORE_BYTES);
-            let Some((run, next)) = read.map_err(|error| NodeError::log(&error))? else { break };
+            let read = self.segments.read(&self.disk, &self.reader, (at, end), RESTORE_BYTES).await;
+            let Some(run) = read.map_err(|error| NodeError::log(&error))? else { break };
+            let mut pending = primary.pending.borrow_mut();
             let mut offset = 0;
-            while offset < run.len() {
+            while offset < run.bytes.len() {
                 let lsn = at.plus(offset as u64);
                 let damaged = |error| NodeError::damage(&format!("frame at LSN {lsn}: {error}"));
-                let header = FrameHeader::parse(&run[offset..], seed, body_max).map_err(damaged)?;
-                let body = &run[offset + FRAME_HEADER_BYTES..][..header.stored_len as usize];
-                header.check_body(body).map_err(damaged)?;
+                let frame = &run.bytes[offset..];
+                let header = FrameHeader::parse(frame, seed, body_max).map_err(damaged)?;
+                let body = &frame[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                 if header.kind() == Some(FrameKind::Rows) {
                     restore_frame(&mut pending, body, lsn).map_err(damaged)?;
                 }
                 offset += header.frame_bytes();
             }
-            at = next;
+            at = run.next;
         }
         Ok(())
     }

@@ -25,8 +25,24 @@ use crate::intake::reply::Reply;
 #[derive(Default)]
 pub struct Fetched {
     rows: HashMap<Bytes, Option<Bytes>>,
-    /// The snapshot's pins; while they live no newer write can be missed.
-    pin: Option<(Pin, Option<Lsn>)>,
+    pins: Option<Pins>,
+}
+
+/// A snapshot: while it lives no newer write can be missed.
+struct Pins {
+    table: Pin,
+    pending: Option<Lsn>,
+    /// What was committed when it was taken.
+    committed: Lsn,
+}
+
+/// Which rows [`Node::fetch`] brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those that are neither pending nor in memory: mostly none.
+    Cold,
+    /// All: none of them can turn cold before the command runs.
+    All,
 }
 
 /// Implements [`Rows`] for one transaction of one connection.
@@ -43,6 +59,10 @@ pub struct TransactionRows<'a, E: Edge> {
     by_key: HashMap<Bytes, usize>,
     /// A write failed: none of them may be appended.
     void: Option<Reply>,
+    /// Plain reads show what was committed here.
+    committed: Lsn,
+    /// A row was found to be on disk: what came out is void, and rows must be fetched again.
+    pub cold: bool,
     /// The reply must not leave before this is committed: it shows others' uncommitted images.
     pub saw: Lsn,
     /// The reply shows the connection's own writes up to here.
@@ -77,14 +97,15 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
     ) -> Self {
         // Rows that were fetched and rows still in memory must show the same position: half a
         // transaction would be seen otherwise. What a primary has committed since then is pending.
-        let (at, pin) = match &fetched.pin {
-            Some((pin, _)) => (pin.at(), None),
+        let (at, pin) = match &fetched.pins {
+            Some(pins) => (pins.table.at(), None),
             None => {
                 let pin = node.table.pin();
                 (pin.at(), Some(pin))
             }
         };
-        let (writes, by_key, void, saw, saw_own) = Default::default();
+        let committed = node.committed.get();
+        let (writes, by_key, void, cold, saw, saw_own) = Default::default();
         TransactionRows {
             node,
             connection,
@@ -95,9 +116,20 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             writes,
             by_key,
             void,
+            committed,
+            cold,
             saw,
             saw_own,
         }
+    }
+
+    /// A view of exactly what was committed when `fetched` was pinned, whatever came since: reads
+    /// in several pieces show one position.
+    #[must_use]
+    pub fn at_the_fetch(mut self) -> Self {
+        let committed = self.fetched.pins.as_ref().map(|pins| pins.committed);
+        self.committed = committed.unwrap_or(self.committed);
+        self
     }
 
     fn row_key(&self, key: &Bytes) -> Result<Option<RowKey>, Reply> {
@@ -109,7 +141,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         Ok(table.map(|table| RowKey { table, key: parts.key }))
     }
 
-    fn stored(&self, client_key: &Bytes, row: &RowKey) -> Result<Option<Bytes>, Reply> {
+    fn stored(&mut self, client_key: &Bytes, row: &RowKey) -> Result<Option<Bytes>, Reply> {
         if let Some(image) = self.fetched.rows.get(client_key) {
             return Ok(image.clone());
         }
@@ -119,10 +151,10 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         match self.node.table.get_resident(id, self.at) {
             Resident::Found(image) => Ok(image),
             // The keys of a command are fetched before it runs, so this is a race with a flush.
-            Resident::Cold => match self.node.table.get(id, self.at) {
-                Ok(image) => Ok(image),
-                Err(error) => Err(Reply::error(format!("ERR cannot read the row: {error}"))),
-            },
+            Resident::Cold => {
+                self.cold = true;
+                Err(Reply::error("ERR a row went to disk while the command waited"))
+            }
         }
     }
 
@@ -232,10 +264,9 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
         let Some(row) = self.row_key(key)? else { return Ok(None) };
         if let Some(primary) = self.node.primary() {
             let pending = primary.pending.borrow();
-            let committed = self.node.committed.get();
             let found = match view {
                 View::Latest => pending.latest(&row),
-                View::Plain => pending.plain(&row, committed, self.connection),
+                View::Plain => pending.plain(&row, self.committed, self.connection),
             };
             if let Some(found) = found {
                 if found.connection == self.connection {
@@ -284,15 +315,72 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
 }
 
 impl<E: Edge> Node<E> {
-    /// Fetches, on the reader thread, those of `keys` that are neither pending nor in memory. The
-    /// result keeps what was written meanwhile from being missed; give it to [`Node::release`].
+    /// Fetches rows on the reader thread. The result keeps what was written meanwhile from being
+    /// missed; give it to [`Node::release`].
     ///
     /// # Errors
     /// The reply that ends the command.
-    pub async fn fetch(&self, keys: &[Bytes], limits: &RowLimits) -> Result<Fetched, Reply> {
+    pub async fn fetch(
+        &self,
+        keys: &[Bytes],
+        limits: &RowLimits,
+        reach: Reach,
+    ) -> Result<Fetched, Reply> {
         let pin = self.table.pin();
+        let wanted = self.wanted(keys, limits, reach, pin.at())?;
+        if wanted.is_empty() && reach == Reach::Cold {
+            return Ok(Fetched::default());
+        }
+        let mut fetched = Fetched { rows: HashMap::new(), pins: Some(self.pins(pin)) };
+        match self.read_wanted(&mut fetched, wanted).await {
+            Ok(()) => Ok(fetched),
+            Err(reply) => {
+                self.release(fetched);
+                Err(reply)
+            }
+        }
+    }
+
+    /// The snapshot of this moment; give it to [`Node::release`].
+    #[must_use]
+    pub fn snapshot(&self) -> Fetched {
+        let pins = self.pins(self.table.pin());
+        Fetched { rows: HashMap::new(), pins: Some(pins) }
+    }
+
+    /// Replaces the rows of `fetched` by those of `keys`, of the same snapshot.
+    ///
+    /// # Errors
+    /// The reply that ends the command.
+    pub async fn fetch_next(
+        &self,
+        fetched: &mut Fetched,
+        keys: &[Bytes],
+        limits: &RowLimits,
+    ) -> Result<(), Reply> {
+        fetched.rows.clear();
+        let at = fetched.pins.as_ref().expect("a snapshot has pins").table.at();
+        let wanted = self.wanted(keys, limits, Reach::All, at)?;
+        self.read_wanted(fetched, wanted).await
+    }
+
+    /// Both pins are of one moment: what the table does not show yet is pending.
+    fn pins(&self, table: Pin) -> Pins {
+        let pending = self.primary().map(|primary| primary.pending.borrow_mut().pin());
+        Pins { table, pending, committed: self.committed.get() }
+    }
+
+    /// Which of `keys` must be fetched.
+    fn wanted(
+        &self,
+        keys: &[Bytes],
+        limits: &RowLimits,
+        reach: Reach,
+        at: Lsn,
+    ) -> Result<Vec<Wanted>, Reply> {
         let seed = self.log_id.get().seed();
-        let mut cold: Vec<(Bytes, RowKey, u64)> = Vec::new();
+        let committed = self.committed.get();
+        let mut wanted = Vec::new();
         let mut seen = HashSet::new();
         for key in keys.iter().filter(|key| seen.insert(*key)) {
             let parts = split_key(key, limits).map_err(|error| error.reply())?;
@@ -304,59 +392,63 @@ impl<E: Edge> Node<E> {
                 },
             };
             let row = RowKey { table, key: parts.key };
-            let known = |primary: &PrimaryRole<E>| primary.pending.borrow().latest(&row).is_some();
-            if self.primary().is_some_and(known) {
-                // Also a plain read may need the table below the pending images.
-                let committed = self.committed.get();
-                let primary = self.primary().expect("just seen");
-                if primary.pending.borrow().plain(&row, committed, 0).is_some() {
+            let hash = key_hash(seed, row.table, &row.key);
+            if reach == Reach::Cold {
+                // A plain read may need the table below images that are not committed.
+                let known = |primary: &PrimaryRole<E>| {
+                    primary.pending.borrow().plain(&row, committed, 0).is_some()
+                };
+                let id = RowId { hash, table: row.table, key: &row.key };
+                if self.primary().is_some_and(known)
+                    || self.table.get_resident(id, at) != Resident::Cold
+                {
                     continue;
                 }
             }
-            let hash = key_hash(seed, row.table, &row.key);
-            let id = RowId { hash, table: row.table, key: &row.key };
-            if self.table.get_resident(id, pin.at()) == Resident::Cold {
-                cold.push((key.clone(), row, hash));
-            }
+            wanted.push(Wanted { client_key: key.clone(), row, hash });
         }
-        if cold.is_empty() {
-            return Ok(Fetched::default());
-        }
-        count(&self.counters.cold_reads, cold.len() as u64);
-        let pending_pin = self.primary().map(|primary| primary.pending.borrow_mut().pin());
-        let (at, table, bytes_max) = (pin.at(), self.table.clone(), self.reply_bytes_max());
+        Ok(wanted)
+    }
+
+    async fn read_wanted(&self, fetched: &mut Fetched, wanted: Vec<Wanted>) -> Result<(), Reply> {
+        count(&self.counters.cold_reads, wanted.len() as u64);
+        let at = fetched.pins.as_ref().expect("only a snapshot is read").table.at();
+        let (table, bytes_max) = (self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
-            let (mut rows, mut bytes) = (HashMap::with_capacity(cold.len()), 0);
-            for (key, row, hash) in cold {
+            let (mut rows, mut bytes) = (HashMap::with_capacity(wanted.len()), 0);
+            for Wanted { client_key, row, hash } in wanted {
                 let id = RowId { hash, table: row.table, key: &row.key };
                 let image = table.get(id, at).map_err(|error| error.to_string())?;
                 bytes += image.as_ref().map_or(0, Bytes::len);
                 if bytes > bytes_max {
                     return Err(format!("its rows hold more than {bytes_max} bytes"));
                 }
-                rows.insert(key, image);
+                rows.insert(client_key, image);
             }
             Ok(rows)
         });
-        let result = read.await;
-        let fetched = |rows| Fetched { rows, pin: Some((pin, pending_pin)) };
-        match result {
-            Ok(Ok(rows)) => Ok(fetched(rows)),
-            Ok(Err(error)) => {
-                self.release(fetched(HashMap::new()));
-                Err(Reply::error(format!("ERR cannot read the rows: {error}")))
+        match read.await {
+            Ok(Ok(rows)) => {
+                fetched.rows = rows;
+                Ok(())
             }
-            Err(error) => {
-                self.release(fetched(HashMap::new()));
-                Err(Reply::error(format!("ERR the node is stopping: {error}")))
-            }
+            Ok(Err(error)) => Err(Reply::error(format!("ERR cannot read the rows: {error}"))),
+            Err(error) => Err(Reply::error(format!("ERR the node is stopping: {error}"))),
         }
     }
 
-    /// Lets go of what [`Node::fetch`] pinned.
+    /// Lets go of what [`Node::fetch`] or [`Node::snapshot`] pinned.
     pub fn release(&self, fetched: Fetched) {
-        if let (Some((_, Some(at))), Some(primary)) = (fetched.pin, self.primary()) {
+        let pending = fetched.pins.and_then(|pins| pins.pending);
+        if let (Some(at), Some(primary)) = (pending, self.primary()) {
             primary.pending.borrow_mut().unpin(at);
         }
     }
+}
+
+/// A row to be fetched.
+struct Wanted {
+    client_key: Bytes,
+    row: RowKey,
+    hash: u64,
 }

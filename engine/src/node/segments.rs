@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use rowship_proto::Lsn;
 
 use crate::edge::{Disk, Edge, Job, Worker, offload};
 use crate::log::prepare::prepare_next;
+use crate::log::reader::FrameRun;
 use crate::log::{LogError, SegmentHeader, SegmentMaps};
 
 /// Open segments. Ring thread only; borrows are never held across an await.
@@ -122,17 +122,27 @@ impl<E: Edge> Segments<E> {
         self.maps.borrow_mut().remove(base);
     }
 
-    /// Whole frames from `from` up to `limit`, out of the maps: see [`SegmentMaps::whole_frames`].
+    /// Whole frames from `from` up to `limit`, read and checked on `worker`: pages of a map may be
+    /// cold, and what they hold may have rotted since it was written. See
+    /// [`Reading::whole_frames`](crate::log::reader::Reading::whole_frames).
     ///
     /// # Errors
-    /// As there.
-    pub fn read(
+    /// As there, with the path of the file.
+    pub async fn read(
         &self,
-        from: Lsn,
-        limit: Lsn,
+        disk: &E::Disk,
+        worker: &Worker<Job>,
+        (from, limit): (Lsn, Lsn),
         bytes_max: usize,
-    ) -> Result<Option<(Bytes, Lsn)>, LogError> {
-        let run = self.maps.borrow().whole_frames(from, limit, bytes_max)?;
-        Ok(run.map(|run| (run.bytes, run.next)))
+    ) -> Result<Option<FrameRun>, LogError> {
+        let reading = self.maps.borrow().reading(from)?;
+        let read = offload(worker, move || reading.whole_frames(limit, bytes_max)).await;
+        let gone = |source| LogError::Io { doing: "read", file: disk.path(""), source };
+        read.map_err(gone)?.map_err(|error| match error {
+            LogError::Damage { segment, offset, lsn, what } => {
+                LogError::Damage { segment: disk.path(&segment), offset, lsn, what }
+            }
+            error => error,
+        })
     }
 }

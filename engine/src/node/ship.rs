@@ -13,12 +13,11 @@ use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, Refus
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
-use super::feed;
 use super::latency::Stages;
 use super::state::{Link, Node, PrimaryRole, count};
 use super::supervise::spawn;
 use super::tip::Run;
-use crate::edge::{Edge, Listener, Stream, offload};
+use crate::edge::{Edge, Listener, Stream};
 use crate::log::LogError;
 
 /// Accepts replicas until the node stops.
@@ -388,25 +387,13 @@ fn last_committed(run: &[u8]) -> Option<Lsn> {
     Some(header.committed)
 }
 
-/// Durable frames behind the tip. Cold pages are brought in on the preparation worker, so that
-/// the send does not wait for the disk on the ring thread.
+/// Durable frames behind the tip, checked: what has rotted here must not look like the network's
+/// fault over there.
 async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
-    let limit = node.durable.get();
-    let bytes_max = node.settings.node.transfer_bytes;
-    let populate = node.segments.maps.borrow().populate_range(from, bytes_max);
-    if let Some(populate) = populate {
-        let done = offload(&node.preparation, move || populate.run()).await;
-        if let Err(error) | Ok(Err(error)) = done {
-            tracing::debug!("cannot populate the map at LSN {from}: {error}");
-        }
-    }
-    match node.segments.read(from, limit, bytes_max)? {
+    let (range, bytes_max) = ((from, node.durable.get()), node.settings.node.transfer_bytes);
+    match node.segments.read(&node.disk, &node.preparation, range, bytes_max).await? {
         // What its frames say is old: a notice follows where it matters.
-        Some((bytes, to)) => {
-            // What has rotted here must not look like the network's fault over there.
-            feed::verify(node, bytes.clone(), from).await?;
-            Ok(Load { parts: vec![bytes], to, committed: Lsn::ZERO })
-        }
+        Some(run) => Ok(Load { parts: vec![run.bytes], to: run.next, committed: Lsn::ZERO }),
         None => Err(LogError::NotHeld { lsn: from }),
     }
 }

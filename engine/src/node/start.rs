@@ -258,6 +258,7 @@ fn assemble<E: Edge>(
         durable: Cell::new(end),
         durable_end: Cell::new(log.map_or(Checkpoint::NONE, Recovered::checkpoint)),
         committed: Cell::new(committed),
+        cuts: Cell::new(0),
         dispatched: Cell::new(table.start.lsn),
         visible: Cell::new(table.start.lsn),
         changed: Signal::default(),

@@ -68,6 +68,8 @@ pub struct Node<E: Edge> {
     pub durable_end: Cell<Checkpoint>,
     /// Committed, as far as this node knows.
     pub committed: Cell<Lsn>,
+    /// Tails cut since the start.
+    pub cuts: Cell<u64>,
     /// Handed to the lanes.
     pub dispatched: Cell<Lsn>,
     /// `visible`, as last seen on this thread.

@@ -59,7 +59,7 @@ pub(super) async fn stream<E: Edge>(
                     let control =
                         Control::of(&header, body).map_err(|error| bad_peer(node, &error))?;
                     run.add(len, &header);
-                    if epoch.is_some() || control.is_some() {
+                    if epoch.is_some() || control.is_some() || run.mark {
                         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
                         begin_epoch(node, epoch).await?;
                         handle_control(node, control, welcome).await?;
@@ -120,17 +120,19 @@ struct RunBuilder {
     len: usize,
     frames: u64,
     committed: Lsn,
+    mark: bool,
 }
 
 impl RunBuilder {
     fn new(verifier: &StreamVerifier) -> RunBuilder {
-        RunBuilder { start: verifier.next, len: 0, frames: 0, committed: Lsn::ZERO }
+        RunBuilder { start: verifier.next, len: 0, frames: 0, committed: Lsn::ZERO, mark: false }
     }
 
     fn add(&mut self, len: usize, header: &FrameHeader) {
         self.len += len;
         self.frames += 1;
         self.committed = self.committed.max(header.committed);
+        self.mark = header.kind() == Some(FrameKind::Mark);
     }
 }
 
@@ -153,7 +155,8 @@ async fn take_run<E: Edge>(
     });
     ready.await;
     let (start, next) = (run.start, verifier.next);
-    let run = (Run { start, next, bytes, chain, epoch }, run.committed);
+    let mark = run.mark;
+    let run = (Run { start, next, bytes, chain, epoch, mark }, run.committed);
     node.tip.borrow_mut().push(run.0.clone(), node.durable.get());
     node.appended.set(next);
     replica.chain.set(chain);

@@ -19,6 +19,8 @@ pub struct Run {
     pub chain: u64,
     /// Epoch of the last frame.
     pub epoch: Epoch,
+    /// The last frame is a mark: a window ends here. Marks are nowhere else in a run.
+    pub mark: bool,
 }
 
 /// The newest runs, oldest first, without gaps. What is not durable yet is always here.
@@ -100,7 +102,7 @@ mod tests {
 
     fn run(start: u64, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; 8]);
-        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE }
+        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
     }
 
     #[test]

@@ -174,7 +174,7 @@ mod tests {
 
     fn run(start: u64, len: usize, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; len]);
-        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE }
+        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
     }
 
     #[test]

@@ -72,6 +72,12 @@ impl Node {
     /// Starts the process and waits until it listens.
     pub fn start(&mut self) -> &mut Node {
         self.spawn();
+        self.until_listening();
+        self
+    }
+
+    /// Waits until the process listens.
+    pub fn until_listening(&mut self) {
         let until = Instant::now() + PATIENCE;
         while !self.addresses_path().exists() {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
@@ -80,7 +86,6 @@ impl Node {
             assert!(Instant::now() < until, "{} does not listen:\n{}", self.name, self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
-        self
     }
 
     /// Starts the process without waiting.
