@@ -192,7 +192,7 @@ async fn transaction<E: Edge>(
         commands.iter().flat_map(DataCommand::keys).chain(watched_keys).cloned().collect();
     if keys.len() > TRANSACTION_KEYS_MAX {
         let text = format!(
-            "ERR transaction of {} keys; {TRANSACTION_KEYS_MAX} at most are run in one go: split it",
+            "ERR transaction of {} keys; at most {TRANSACTION_KEYS_MAX} run in one go: split it",
             keys.len()
         );
         return (refused(Reply::error(text), exec), Needs::default());

@@ -22,7 +22,7 @@
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
 //! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
-//! `node.state`, cold pages), `maintenance` (flush), `compaction`, and the lanes.
+//! `node.state`, cold pages), `maintenance` (flush and compaction), and the lanes.
 
 pub mod appender;
 pub mod client;

@@ -88,10 +88,8 @@ pub struct Node<E: Edge> {
     pub reader: Worker<Job>,
     /// Segments, `node.state`, cold pages.
     pub preparation: Worker<Job>,
-    /// Flush.
+    /// Flush and compaction of the table, step by step.
     pub maintenance: Worker<Job>,
-    /// Compaction: a thread of its own, so that a long one never holds up a flush.
-    pub compaction: Worker<Job>,
     /// The node stops, and why.
     pub stopping: RefCell<Option<Stop>>,
     /// Replies are out (or told): links, writer and feed may end.

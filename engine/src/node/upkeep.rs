@@ -171,7 +171,7 @@ async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// Compacts after flushes, step by step, on a worker of its own.
+/// Compacts after flushes, step by step: flushes have their turn between steps.
 pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
     loop {
         let stopping = node.changed.until(|| node.is_stopping().then_some(()));
@@ -183,7 +183,7 @@ pub async fn compact<E: Edge>(node: Rc<Node<E>>) {
         let mut waited_for_space = false;
         while !node.is_stopping() {
             let table = node.table.clone();
-            let compacted = offload(&node.compaction, move || table.compact()).await;
+            let compacted = offload(&node.maintenance, move || table.compact()).await;
             match compacted {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => break,
