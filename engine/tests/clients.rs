@@ -233,6 +233,8 @@ fn pipelines_and_the_commands_that_libraries_send_by_themselves() {
     let (role, offset, replicas): (String, u64, Vec<(String, String, String)>) =
         cmd("ROLE").query(&mut client).unwrap();
     assert!(role == "master" && offset > 0 && replicas.len() == 1);
+    let (host, port, _) = &replicas[0];
+    assert_eq!(format!("{host}:{port}"), replica.address(), "where clients reach it");
     let (role, host, port, state, _): (String, String, u16, String, u64) =
         cmd("ROLE").query(&mut connect(&replica)).unwrap();
     assert_eq!((role.as_str(), state.as_str()), ("slave", "connected"));
@@ -265,4 +267,27 @@ fn replies_are_bounded_for_one_command_and_for_one_transaction() {
     assert_eq!(fits.len(), 1000);
     let after = primary.status()["memory"]["resident_bytes"].as_u64().unwrap();
     assert!(after < before + (128 << 20), "from {before} to {after} bytes");
+}
+
+#[test]
+fn whether_rows_exist_can_be_asked_of_more_than_fits_a_reply() {
+    const ROWS: usize = 2600;
+    let scratch = tempfile::tempdir().unwrap();
+    let flags = ["--memtable-bytes", "16KiB", "--replies-bytes-max", "8MiB"];
+    let mut primary = Node::primary(scratch.path(), "primary", &flags);
+    primary.start();
+    support::set_rows(&primary, 0..ROWS as u64, |_| "x".repeat(3900));
+    primary.until("on disk", |status| status["table"]["sealed_memtables"] == 0);
+    let mut client = connect(&primary);
+    let many: Vec<redis::Cmd> =
+        (0..ROWS).map(|row| cmd("EXISTS").arg(format!("t:{row}")).clone()).collect();
+    let found: Vec<u64> =
+        redis::from_redis_value(transaction(&mut client, &many).unwrap()).unwrap();
+    assert_eq!(found, vec![1; ROWS]);
+    let many: Vec<redis::Cmd> =
+        (0..ROWS).map(|row| cmd("STRLEN").arg(format!("t:{row}")).clone()).collect();
+    let error = refusal(transaction(&mut client, &many));
+    assert!(error.contains("replies_bytes_max (8388608 bytes)"), "{error}");
+    let cold = primary.status()["counters"]["cold_reads"].as_u64().unwrap();
+    assert!(cold > ROWS as u64, "{cold}");
 }

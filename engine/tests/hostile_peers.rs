@@ -179,6 +179,7 @@ fn hello(name: &str) -> Hello {
         incarnation: 99,
         highest_epoch: Epoch::NONE,
         end: Lsn::ZERO,
+        client_port: 7411,
         history: EpochHistory::default(),
         name: NodeName::new(name).unwrap(),
     }

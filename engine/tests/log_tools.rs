@@ -312,6 +312,10 @@ fn a_restarted_primary_keeps_what_an_absent_replica_needs() {
     primary.stop();
     primary.start();
     set_rows(&primary, 0..2000, |row| format!("{row} {}", "y".repeat(200)));
+    let absent = &primary.status()["replicas"][0];
+    assert_eq!((&absent["name"], &absent["state"]), (&"away".into(), &"down".into()));
+    assert!(absent["lag_bytes"].as_u64() > Some(800_000), "{absent}");
+    assert!(absent["lag_ms"].as_u64() > Some(0), "{absent}");
     let (code, out, err) =
         rowship(&["log", "retire", "--at", &primary.address(), "--to", "100000000"]);
     assert_eq!(code, 0, "{err}");
@@ -325,4 +329,26 @@ fn a_restarted_primary_keeps_what_an_absent_replica_needs() {
     std::fs::write(&garbage, b"{").unwrap();
     let (code, said) = support::start_and_end(&mut primary);
     assert!(code == 4 && said.contains("replicas.json"), "{code}: {said}");
+}
+
+#[test]
+fn a_table_that_was_never_flushed_does_not_keep_the_log() {
+    let scratch = tempfile::tempdir().unwrap();
+    let flags = ["--memtable-bytes", "64MiB", "--checkpoint-ms", "20"];
+    let mut primary = Node::primary(scratch.path(), "primary", &flags);
+    primary.start();
+    set_rows(&primary, 0..1500, value);
+    let status =
+        primary.until("checkpoint above", |status| status["log"]["segments"].as_u64() > Some(4));
+    assert_eq!(number(&status, "/table/durable_lsn"), 0, "all rows are in memory: {status:#}");
+    let before = number(&status, "/log/segments");
+    primary.until("all but the last segments retired", |_| {
+        assert_eq!(retire(&primary, u64::MAX / 4).0, 0);
+        // The checkpoint follows within its period.
+        number(&primary.status(), "/log/segments") <= 3
+    });
+    assert!(before > 4);
+    primary.kill();
+    primary.start();
+    support::assert_rows(&primary, 0..1500, value);
 }

@@ -3,6 +3,10 @@
 mod support;
 
 use rowship::cli::reply::Reply;
+use rowship_proto::ack::NodeName;
+use rowship_proto::message::{Hello, Message, PROTOCOL_VERSIONS};
+use rowship_proto::{Epoch, EpochHistory, LogId, Lsn};
+use support::peer::Peer;
 use support::{Node, assert_identical};
 
 fn text(reply: Reply) -> String {
@@ -100,4 +104,33 @@ fn names_of_tables_never_fill_a_segment() {
     assert_eq!(text(primary.call(&["GET", &format!("{:0>240}:299", 7)])), "x".repeat(900));
     let (code, out, err) = primary.verify_log();
     assert_eq!(code, 0, "{out}{err}");
+}
+
+#[test]
+fn a_hello_alone_keeps_no_segment() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &["--checkpoint-ms", "10"]);
+    primary.start();
+    let mut ghost = Peer::connect(&primary.replication_address());
+    ghost.say(&Message::Hello(Hello {
+        versions: PROTOCOL_VERSIONS,
+        log_id: LogId::NONE,
+        node_id: 99,
+        incarnation: 99,
+        highest_epoch: Epoch::NONE,
+        end: Lsn::ZERO,
+        client_port: 0,
+        history: EpochHistory::default(),
+        name: NodeName::new("ghost").unwrap(),
+    }));
+    primary.until("joining", |status| status["replicas"][0]["state"] == "joining");
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, &[]);
+    replica.start();
+    replica.catch_up_with(&primary);
+    let known = primary.directory.join("replicas.json");
+    replica.until("remembered", |_| {
+        std::fs::read_to_string(&known).is_ok_and(|known| known.contains("r1"))
+    });
+    let known = std::fs::read_to_string(&known).unwrap();
+    assert!(!known.contains("ghost"), "{known}");
 }

@@ -67,6 +67,8 @@ pub struct Hello {
     pub highest_epoch: Epoch,
     /// Where its log ends.
     pub end: Lsn,
+    /// Where it listens for clients, on the host that it connects from.
+    pub client_port: u16,
     /// Its epoch history.
     pub history: EpochHistory,
     /// Its name.
@@ -369,6 +371,7 @@ mod tests {
             incarnation: 8,
             highest_epoch: history().epoch(),
             end: Lsn(8200),
+            client_port: 7411,
             history: history(),
             name: NodeName::new("replica-1").unwrap(),
         };

@@ -16,6 +16,9 @@ use crate::position::{Epoch, EpochHistory, EpochVerdict, LogId, Lsn, Nanos};
 /// The caller's number of a connection.
 pub type LinkId = u64;
 
+/// So many times the peer timeout a replica may be mute while it joins.
+pub const JOIN_TIMEOUTS: u64 = 60;
+
 /// What a primary is from start to stop.
 #[derive(Clone, Debug)]
 pub struct Reign {
@@ -54,6 +57,8 @@ pub struct Replica {
     pub state: LinkState,
     /// Where it connected from.
     pub address: String,
+    /// Where it listens for clients, on that host.
+    pub client_port: u16,
     /// Sent.
     pub shipped: Lsn,
     /// Acknowledged.
@@ -65,7 +70,7 @@ pub struct Replica {
     /// Last sign of life.
     pub heard: Nanos,
     /// It has once been ready for the stream in this reign.
-    streamed: bool,
+    pub streamed: bool,
     resume: Lsn,
     resume_chain: u64,
 }
@@ -193,6 +198,7 @@ impl Primary {
             link,
             state: LinkState::Joining,
             address: address.to_owned(),
+            client_port: hello.client_port,
             shipped: resume,
             acked: Ack::default(),
             durable_promised: resume,
@@ -330,12 +336,18 @@ impl Primary {
         self.recompute();
     }
 
-    /// Links to give up: nothing was heard of them for too long.
+    /// Links to give up: nothing was heard of them for too long. One that joins is given
+    /// [`JOIN_TIMEOUTS`] as long: it may have to fill its first segment, or to cut a tail.
     #[must_use]
     pub fn silent_links(&self, now: Nanos) -> Vec<LinkId> {
         let timeout = self.reign.peer_timeout;
         let silent = |replica: &&Replica| {
-            replica.state != LinkState::Down && now.saturating_sub(replica.heard) > timeout
+            let silence = now.saturating_sub(replica.heard);
+            match replica.state {
+                LinkState::Down => false,
+                LinkState::Joining => silence > timeout.saturating_mul(JOIN_TIMEOUTS),
+                LinkState::Streaming => silence > timeout,
+            }
         };
         self.replicas.values().filter(silent).map(|replica| replica.link).collect()
     }
@@ -526,6 +538,7 @@ mod tests {
             incarnation,
             highest_epoch: history.epoch(),
             end: Lsn(end),
+            client_port: 0,
             history,
             name: NodeName::new(name).unwrap(),
         }

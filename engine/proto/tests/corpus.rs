@@ -237,6 +237,7 @@ fn message_seeds() -> Seeds {
         incarnation: 8,
         highest_epoch: history.epoch(),
         end: Lsn(8200),
+        client_port: 7411,
         history: history.clone(),
         name: NodeName::new("replica-1").unwrap(),
     };

@@ -122,7 +122,14 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
         Ok(document) => document,
         Err(error) => {
             let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-            problems.push(format!("{}: {}", place(offset), error.message()));
+            let line = text.lines().nth(line_at(offset) - 1).unwrap_or_default();
+            problems.push(format!(
+                "{}: '{}' is not TOML: {}. Allowed: [section], name = number, name = \"text\" \
+                 (sizes and times are text: \"64MiB\"), name = true or false, each name once",
+                place(offset),
+                clip(line.trim()),
+                error.message()
+            ));
             return;
         }
     };
@@ -152,6 +159,11 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
             }
         }
     }
+}
+
+/// As much of a line as a message needs.
+fn clip(line: &str) -> String {
+    line.chars().take(80).collect()
 }
 
 fn known_place(name: &str) -> String {
@@ -244,7 +256,6 @@ fn compose_ack(draft: &mut Draft, origins: &mut [Origin], problems: &mut Vec<Str
             if draft.replicas.take().is_some() && origins[ack] == Origin::Default {
                 origins[ack] = origins[replicas].clone();
             }
-            origins[replicas] = Origin::Default;
             draft.ack = policy.to_string();
             draft.settings.cluster.ack = policy;
         }

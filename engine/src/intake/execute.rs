@@ -152,6 +152,22 @@ impl DataCommand {
         one.into_iter().chain(many).chain(pairs.iter().map(|pair| &pair.0))
     }
 
+    /// Whether it looks at what its rows hold, not only at whether they exist.
+    #[must_use]
+    pub fn reads_values(&self) -> bool {
+        use DataCommand::*;
+        !matches!(
+            self,
+            Constant(_)
+                | Del(_)
+                | Exists(_)
+                | MSet(_)
+                | MSetNx(_)
+                | SetNx(..)
+                | Set { get: false, .. }
+        )
+    }
+
     /// Whether it may write: what a replica refuses, and what reads pending images.
     #[must_use]
     pub fn is_write(&self) -> bool {
@@ -173,6 +189,40 @@ impl DataCommand {
             | Append(..) => true,
             HSet(..) | HMSet(..) | HSetNx(..) | HDel(..) | HAdd(..) => true,
         }
+    }
+}
+
+/// The client keys of rows that a command or transaction looks at.
+#[derive(Clone, Debug, Default)]
+pub struct Keys {
+    /// What they hold matters.
+    pub values: Vec<Bytes>,
+    /// Only whether they exist matters (unless they are among `values`, too).
+    pub existence: Vec<Bytes>,
+}
+
+impl Keys {
+    /// All keys of `commands`, repetitions included.
+    #[must_use]
+    pub fn of(commands: &[DataCommand]) -> Keys {
+        let mut keys = Keys::default();
+        for command in commands {
+            let into = if command.reads_values() { &mut keys.values } else { &mut keys.existence };
+            into.extend(command.keys().cloned());
+        }
+        keys
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len() + self.existence.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -293,8 +343,10 @@ pub(super) fn check_image_bytes(bytes: usize, rows: &impl Rows) -> Result<(), Re
     if bytes <= bytes_max {
         return Ok(());
     }
-    let text =
-        format!("ERR row of {bytes} bytes is larger than value_bytes_max ({bytes_max} bytes)");
+    let text = format!(
+        "ERR row of {bytes} bytes is larger than a row may be ({bytes_max} bytes, by \
+         frame_body_bytes_max)"
+    );
     Err(Reply::error(text))
 }
 

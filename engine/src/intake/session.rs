@@ -238,11 +238,11 @@ impl Session {
         let queue = self.queue.as_mut().expect("only called between MULTI and EXEC");
         let bytes = args.iter().map(|arg| arg.len() + QUEUED_ARG_BYTES).sum::<usize>();
         if queue.bytes + bytes > queued_bytes_max {
-            let text = "ERR transaction is larger than queued_bytes_max";
+            let text = "ERR transaction is larger than may be queued";
             return Err(Reply::error(format!("{text} ({queued_bytes_max} bytes)")));
         }
         if queue.commands.len() >= queued_commands_max {
-            let text = "ERR transaction has more commands than queued_commands_max";
+            let text = "ERR transaction has more commands than may be queued";
             return Err(Reply::error(format!("{text} ({queued_commands_max})")));
         }
         // An aborted queue still checks what it is given, as Redis does, but keeps nothing.

@@ -99,31 +99,6 @@ impl SegmentMaps {
         Ok(Reading { seed, body_max, base, map: map.clone(), from })
     }
 
-    /// The header of the frame that starts at `lsn`; none when no frame starts just there (a
-    /// question that a peer may ask). `lsn` must be below the appended position.
-    ///
-    /// # Errors
-    /// [`LogError::Retired`] or [`LogError::NotHeld`].
-    pub fn frame_at(&self, lsn: Lsn) -> Result<Option<FrameHeader>, LogError> {
-        Ok(self.reading(lsn)?.parse(lsn).ok())
-    }
-
-    /// Chain value of the frame that ends where `lsn` starts the next one, in a log that ends at
-    /// `end` with `end_chain`: what a peer must have to go on from `lsn`. None when no frame
-    /// starts there.
-    ///
-    /// # Errors
-    /// As [`SegmentMaps::frame_at`].
-    pub fn chain_at(&self, lsn: Lsn, end: Lsn, end_chain: u64) -> Result<Option<u64>, LogError> {
-        if lsn == end {
-            return Ok(Some(end_chain));
-        }
-        if lsn > end {
-            return Ok(None);
-        }
-        Ok(self.frame_at(lsn)?.map(|header| header.chain_previous))
-    }
-
     fn holder(&self, lsn: Lsn) -> Result<(Lsn, &Arc<dyn Map>), LogError> {
         let found = self.segments.range(..=lsn).next_back();
         let Some((base, map)) = found else {
@@ -182,6 +157,13 @@ impl Reading {
         }
         let bytes = MapRange::share(self.map.clone(), offset, end.since(from) as usize);
         Ok(Some(FrameRun { bytes, frames, next, mark }))
+    }
+
+    /// Chain value of the frame before the one that starts here; none when no frame starts just
+    /// here (a question that a peer may ask). May wait for the disk.
+    #[must_use]
+    pub fn chain_previous(&self) -> Option<u64> {
+        self.parse(self.from).ok().map(|header| header.chain_previous)
     }
 
     fn parse(&self, lsn: Lsn) -> Result<FrameHeader, LogError> {
@@ -274,7 +256,7 @@ mod tests {
     fn places_that_are_gone_bent_or_not_there_are_told_apart() {
         let (log, mut maps) = log_and_maps();
         let middle = log.frames[3].lsn;
-        assert!(maps.frame_at(middle.plus(8)).unwrap().is_none());
+        assert_eq!(maps.reading(middle.plus(8)).unwrap().chain_previous(), None);
         let damage = read(&maps, middle.plus(8), log.next, 100).unwrap_err();
         assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle.plus(8)));
         log.disk.bend(&segment_file_name(Lsn::ZERO), middle.0 + 20, |byte| *byte ^= 1);
@@ -316,15 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_told_for_every_frame_start_and_for_the_end() {
+    fn a_chain_is_told_for_every_frame_start() {
         let (log, maps) = log_and_maps();
-        let chain_at = |lsn| maps.chain_at(lsn, log.next, log.chain).unwrap();
+        let chain_below = |lsn| maps.reading(lsn).unwrap().chain_previous();
         for pair in log.frames.windows(2) {
-            assert_eq!(chain_at(pair[1].lsn), Some(pair[0].chain()));
+            assert_eq!(chain_below(pair[1].lsn), Some(pair[0].chain()));
         }
-        assert_eq!(chain_at(log.next), Some(log.chain));
-        assert_eq!(chain_at(log.next.plus(8)), None);
-        assert_eq!(chain_at(log.frames[5].lsn.plus(16)), None);
+        assert_eq!(chain_below(log.frames[5].lsn.plus(16)), None);
     }
 
     #[test]

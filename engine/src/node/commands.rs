@@ -18,7 +18,7 @@ use super::state::{Node, PrimaryRole, count};
 use super::{pieces, scans, status};
 use crate::edge::Edge;
 use crate::intake::execute::Rows as _;
-use crate::intake::execute::{DataCommand, View, execute};
+use crate::intake::execute::{DataCommand, Keys, View, execute};
 use crate::intake::reply::Reply;
 use crate::intake::session::{Action, Session};
 
@@ -129,8 +129,9 @@ async fn watch<E: Edge>(
         return (Reply::error(text), Needs::default());
     }
     let mut reach = Reach::Cold;
+    let wanted = Keys { values: keys.clone(), existence: Vec::new() };
     loop {
-        let fetched = match node.fetch(&keys, &client.limits, reach).await {
+        let fetched = match node.fetch(&wanted, &client.limits, reach).await {
             Ok(fetched) => fetched,
             Err(reply) => return (reply, Needs::default()),
         };
@@ -187,9 +188,8 @@ async fn transaction<E: Edge>(
     {
         return pieces::run(node, client, &pieces).await;
     }
-    let watched_keys = watched.iter().map(|(key, _)| key);
-    let keys: Vec<Bytes> =
-        commands.iter().flat_map(DataCommand::keys).chain(watched_keys).cloned().collect();
+    let mut keys = Keys::of(commands);
+    keys.values.extend(watched.iter().map(|(key, _)| key.clone()));
     if keys.len() > TRANSACTION_KEYS_MAX {
         let text = format!(
             "ERR transaction of {} keys; at most {TRANSACTION_KEYS_MAX} run in one go: split it",

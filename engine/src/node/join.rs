@@ -25,6 +25,7 @@ pub(super) async fn hello<E: Edge>(node: &Node<E>) -> Hello {
         incarnation: state.incarnation,
         highest_epoch: state.epoch_highest,
         end: node.appended.get(),
+        client_port: node.client_port(),
         history: state.history.clone(),
         name: node.settings.node.name.clone(),
     }
@@ -51,8 +52,11 @@ pub(super) async fn prepare<E: Edge>(
         };
         holdings.judge(welcome)
     };
-    let follow = match follow.and_then(|follow| node.check_place(replica, welcome).map(|()| follow))
-    {
+    let checked = match follow {
+        Ok(follow) => node.check_place(replica, welcome).await.map(|()| follow),
+        refused => refused,
+    };
+    let follow = match checked {
         Ok(follow) => follow,
         Err(refused) => return Err(refuse(node, link, refused).await),
     };
@@ -206,13 +210,16 @@ impl<E: Edge> Node<E> {
 
     /// Whether the place where the primary wants to go on is one of this log: the same bytes
     /// below it, in the same segment.
-    fn check_place(&self, replica: &ReplicaRole, welcome: &Welcome) -> Result<(), Refuse> {
+    async fn check_place(&self, replica: &ReplicaRole, welcome: &Welcome) -> Result<(), Refuse> {
         let (resume, end) = (welcome.resume, self.appended.get());
-        let maps = self.segments.maps.borrow();
+        let last = (end, replica.chain.get());
         // A log without a frame yet starts wherever the primary's does.
         let chain = match end {
-            Lsn::ZERO => Some(replica.chain.get()),
-            _ => maps.chain_at(resume, end, replica.chain.get()).ok().flatten(),
+            Lsn::ZERO => Some(last.1),
+            _ => {
+                let chain = self.segments.chain_at(&self.disk, &self.reader, resume, last).await;
+                chain.ok().flatten()
+            }
         };
         if chain != Some(welcome.resume_chain) {
             let text = format!(
@@ -220,7 +227,8 @@ impl<E: Edge> Node<E> {
             );
             return Err(Refuse { code: RefuseCode::Diverged, lsn: resume, text });
         }
-        let same_segment = match maps.segment_of(resume) {
+        let held = self.segments.maps.borrow().segment_of(resume);
+        let same_segment = match held {
             Some(held) if resume > first_frame(held.0) => held == welcome.segment,
             _ => resume == first_frame(welcome.segment.0),
         };

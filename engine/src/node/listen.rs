@@ -72,6 +72,14 @@ async fn listen<E: Edge>(
     }
 }
 
+impl<E: Edge> Node<E> {
+    /// The port that clients connect to; 0 before there is one.
+    pub(super) fn client_port(&self) -> u16 {
+        let address = self.client_address.borrow();
+        address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// How long an address may still be taken by a process that is going away.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(3);
 /// Pause between two attempts to listen.

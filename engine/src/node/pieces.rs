@@ -10,7 +10,7 @@ use super::outbox::Needs;
 use super::rows::{Fetched, TransactionRows};
 use super::state::Node;
 use crate::edge::Edge;
-use crate::intake::execute::{DataCommand, View, execute};
+use crate::intake::execute::{DataCommand, Keys, View, execute};
 use crate::intake::reply::Reply;
 
 /// Rows that one piece has: well below a millisecond of the ring thread's time.
@@ -49,7 +49,7 @@ async fn run_at<E: Edge>(
     let bytes_max = node.reply_bytes_max();
     let (mut whole, mut needs, mut bytes) = (None, Needs::default(), 0);
     for piece in pieces {
-        let keys: Vec<Bytes> = piece.keys().cloned().collect();
+        let keys = Keys::of(std::slice::from_ref(piece));
         node.fetch_next(fetched, &keys, &client.limits).await?;
         let rows = TransactionRows::new(node, client.id, client.limits, fetched);
         let mut rows = rows.at_the_fetch();

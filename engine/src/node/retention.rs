@@ -26,7 +26,9 @@ pub struct Known {
 }
 
 const KNOWN_FILE: &str = "replicas.json";
-/// More than the names that a reign remembers could fill.
+/// Names that are remembered; those beyond hold nothing back once the primary has restarted.
+const KNOWN_MAX: usize = 4096;
+/// More than so many names could fill.
 const KNOWN_BYTES_MAX: u64 = 1 << 20;
 
 impl Known {
@@ -60,11 +62,22 @@ impl Known {
     fn learn(&self, machine: &Primary) -> bool {
         let mut known = self.replicas.borrow_mut();
         let mut news = false;
-        for (name, replica) in machine.replicas() {
+        // A hello alone proves nothing.
+        for (name, replica) in machine.replicas().iter().filter(|(_, known)| known.streamed) {
             let lsn = replica.durable_promised.0;
-            news |= known.insert(name.to_string(), lsn) != Some(lsn);
+            if known.len() < KNOWN_MAX || known.contains_key(name.as_str()) {
+                news |= known.insert(name.to_string(), lsn) != Some(lsn);
+            }
         }
         news
+    }
+
+    /// Those of earlier reigns that this one has not seen: name, and what each had made durable.
+    pub fn unseen(&self, machine: &Primary) -> Vec<(String, Lsn)> {
+        let known = self.replicas.borrow();
+        let seen = |name: &str| machine.replicas().keys().any(|seen| seen.as_str() == name);
+        let unseen = known.iter().filter(|(name, _)| !seen(name));
+        unseen.map(|(name, lsn)| (name.clone(), Lsn(*lsn))).collect()
     }
 }
 
@@ -91,6 +104,11 @@ impl<E: Edge> Node<E> {
 /// ROWSHIP.RETIRE: lets segments go that lie wholly below `to`, as far as nobody needs them.
 /// Answers `[segments retired, oldest LSN left, what keeps more]`.
 pub async fn retire<E: Edge>(node: &Rc<Node<E>>, to: Lsn) -> Reply {
+    // What is only in memory would be missing after a restart without the log below it: a table
+    // that has been quiet for long is brought to disk first.
+    if let Err(error) = node.flush_all().await {
+        return Reply::error(format!("ERR cannot flush the table: {error}"));
+    }
     let (checkpoint, table_durable) = {
         let state = node.state.lock().await;
         (state.checkpoint.map(|end| end.lsn).unwrap_or_default(), state.table_durable.lsn)

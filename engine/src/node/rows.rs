@@ -17,7 +17,7 @@ use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
 use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
-use crate::intake::execute::{Rows, View};
+use crate::intake::execute::{Keys, Rows, View};
 use crate::intake::key::{RowLimits, split_key};
 use crate::intake::reply::Reply;
 
@@ -322,16 +322,17 @@ impl<E: Edge> Node<E> {
     /// The reply that ends the command.
     pub async fn fetch(
         &self,
-        keys: &[Bytes],
+        keys: &Keys,
         limits: &RowLimits,
         reach: Reach,
     ) -> Result<Fetched, Reply> {
         let pin = self.table.pin();
-        let wanted = self.wanted(keys, limits, reach, pin.at())?;
+        let mut rows = HashMap::new();
+        let wanted = self.wanted(keys, limits, reach, pin.at(), &mut rows)?;
         if wanted.is_empty() && reach == Reach::Cold {
             return Ok(Fetched::default());
         }
-        let mut fetched = Fetched { rows: HashMap::new(), pins: Some(self.pins(pin)) };
+        let mut fetched = Fetched { rows, pins: Some(self.pins(pin)) };
         match self.read_wanted(&mut fetched, wanted).await {
             Ok(()) => Ok(fetched),
             Err(reply) => {
@@ -355,12 +356,12 @@ impl<E: Edge> Node<E> {
     pub async fn fetch_next(
         &self,
         fetched: &mut Fetched,
-        keys: &[Bytes],
+        keys: &Keys,
         limits: &RowLimits,
     ) -> Result<(), Reply> {
         fetched.rows.clear();
         let at = fetched.pins.as_ref().expect("a snapshot has pins").table.at();
-        let wanted = self.wanted(keys, limits, Reach::All, at)?;
+        let wanted = self.wanted(keys, limits, Reach::All, at, &mut fetched.rows)?;
         self.read_wanted(fetched, wanted).await
     }
 
@@ -370,42 +371,49 @@ impl<E: Edge> Node<E> {
         Pins { table, pending, committed: self.committed.get() }
     }
 
-    /// Which of `keys` must be fetched.
+    /// Which of `keys` must be fetched. Rows of tables that do not exist go to `known`: what
+    /// somebody writes there meanwhile is pending, or came later.
     fn wanted(
         &self,
-        keys: &[Bytes],
+        keys: &Keys,
         limits: &RowLimits,
         reach: Reach,
         at: Lsn,
+        known: &mut HashMap<Bytes, Option<Bytes>>,
     ) -> Result<Vec<Wanted>, Reply> {
         let seed = self.log_id.get().seed();
         let committed = self.committed.get();
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
-        for key in keys.iter().filter(|key| seen.insert(*key)) {
+        let all = keys.values.iter().map(|key| (key, true));
+        let all = all.chain(keys.existence.iter().map(|key| (key, false)));
+        for (key, value) in all.filter(|(key, _)| seen.insert(*key)) {
             let parts = split_key(key, limits).map_err(|error| error.reply())?;
             let table = match &parts.table {
                 None => TableId::NO_PREFIX,
                 Some(name) => match self.dictionary.borrow().id(name) {
                     Some(table) => table,
-                    None => continue,
+                    None => {
+                        known.insert(key.clone(), None);
+                        continue;
+                    }
                 },
             };
             let row = RowKey { table, key: parts.key };
             let hash = key_hash(seed, row.table, &row.key);
             if reach == Reach::Cold {
                 // A plain read may need the table below images that are not committed.
-                let known = |primary: &PrimaryRole<E>| {
+                let pending = |primary: &PrimaryRole<E>| {
                     primary.pending.borrow().plain(&row, committed, 0).is_some()
                 };
                 let id = RowId { hash, table: row.table, key: &row.key };
-                if self.primary().is_some_and(known)
+                if self.primary().is_some_and(pending)
                     || self.table.get_resident(id, at) != Resident::Cold
                 {
                     continue;
                 }
             }
-            wanted.push(Wanted { client_key: key.clone(), row, hash });
+            wanted.push(Wanted { client_key: key.clone(), row, hash, value });
         }
         Ok(wanted)
     }
@@ -415,21 +423,27 @@ impl<E: Edge> Node<E> {
         let at = fetched.pins.as_ref().expect("only a snapshot is read").table.at();
         let (table, bytes_max) = (self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
-            let (mut rows, mut bytes) = (HashMap::with_capacity(wanted.len()), 0);
-            for Wanted { client_key, row, hash } in wanted {
+            let (mut rows, mut bytes) = (Vec::with_capacity(wanted.len()), 0);
+            for Wanted { client_key, row, hash, value } in wanted {
                 let id = RowId { hash, table: row.table, key: &row.key };
-                let image = table.get(id, at).map_err(|error| error.to_string())?;
+                let mut image = table.get(id, at).map_err(|error| error.to_string())?;
+                if !value {
+                    // Nobody looks into it.
+                    image = image.map(|_| Bytes::new());
+                }
                 bytes += image.as_ref().map_or(0, Bytes::len);
                 if bytes > bytes_max {
-                    return Err(format!("its rows hold more than {bytes_max} bytes"));
+                    return Err(format!(
+                        "they hold more than replies_bytes_max ({bytes_max} bytes); ask for fewer"
+                    ));
                 }
-                rows.insert(client_key, image);
+                rows.push((client_key, image));
             }
             Ok(rows)
         });
         match read.await {
             Ok(Ok(rows)) => {
-                fetched.rows = rows;
+                fetched.rows.extend(rows);
                 Ok(())
             }
             Ok(Err(error)) => Err(Reply::error(format!("ERR cannot read the rows: {error}"))),
@@ -451,4 +465,6 @@ struct Wanted {
     client_key: Bytes,
     row: RowKey,
     hash: u64,
+    /// Its value, not only whether it exists.
+    value: bool,
 }

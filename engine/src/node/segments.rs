@@ -145,4 +145,25 @@ impl<E: Edge> Segments<E> {
             error => error,
         })
     }
+
+    /// Chain value of the frame that ends where `lsn` starts the next one, in a log that ends at
+    /// `end` with the chain value beside it: what a peer must have to go on from `lsn`. None when
+    /// no frame starts there.
+    ///
+    /// # Errors
+    /// [`LogError::Retired`], [`LogError::NotHeld`], or the worker's end.
+    pub async fn chain_at(
+        &self,
+        disk: &E::Disk,
+        worker: &Worker<Job>,
+        lsn: Lsn,
+        end: (Lsn, u64),
+    ) -> Result<Option<u64>, LogError> {
+        if lsn >= end.0 {
+            return Ok((lsn == end.0).then_some(end.1));
+        }
+        let reading = self.maps.borrow().reading(lsn)?;
+        let read = offload(worker, move || reading.chain_previous()).await;
+        read.map_err(|source| LogError::Io { doing: "read", file: disk.path(""), source })
+    }
 }

@@ -211,8 +211,8 @@ async fn welcome<E: Edge>(
         ));
     }
     let resume = accepted.resume;
+    let chain = node.chain_at(primary, resume).await;
     let segment = node.segments.maps.borrow().segment_of(resume);
-    let chain = node.chain_at(primary, resume);
     let (Some(segment), Ok(Some(chain))) = (segment, chain) else {
         let text = format!("the log at LSN {resume} cannot be read; see this primary's log");
         return Err(refuse(RefuseCode::Diverged, text));
@@ -391,7 +391,7 @@ fn last_committed(run: &[u8]) -> Option<Lsn> {
 /// fault over there.
 async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
     let (range, bytes_max) = ((from, node.durable.get()), node.settings.node.transfer_bytes);
-    match node.segments.read(&node.disk, &node.preparation, range, bytes_max).await? {
+    match node.segments.read(&node.disk, &node.reader, range, bytes_max).await? {
         // What its frames say is old: a notice follows where it matters.
         Some(run) => Ok(Load { parts: vec![run.bytes], to: run.next, committed: Lsn::ZERO }),
         None => Err(LogError::NotHeld { lsn: from }),
@@ -400,14 +400,14 @@ async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError>
 
 impl<E: Edge> Node<E> {
     /// Chain value just below `lsn`, which is a frame's start or the end of the log.
-    fn chain_at(&self, primary: &PrimaryRole<E>, lsn: Lsn) -> Result<Option<u64>, LogError> {
+    async fn chain_at(&self, primary: &PrimaryRole<E>, lsn: Lsn) -> Result<Option<u64>, LogError> {
         if let Some(run) = self.tip.borrow().from(lsn, Lsn(u64::MAX), 0).first() {
             // Maybe not written yet, so not in the maps.
             let header = FrameHeader::read_from_prefix(&run.bytes).ok();
             return Ok(header.map(|(header, _)| header.chain_previous));
         }
         let end = (self.appended.get(), primary.appender.borrow().chain());
-        self.segments.maps.borrow().chain_at(lsn, end.0, end.1)
+        self.segments.chain_at(&self.disk, &self.reader, lsn, end).await
     }
 
     fn record_ack(

@@ -115,6 +115,8 @@ async fn serve<E: Edge>(
     if let Role::Primary(_) = node.role {
         node.begin_reign().await?;
     }
+    // Not before: the reign's first frames would wait until a whole segment is filled with zeroes.
+    spawn(&node, "preparation", upkeep::prepare_segments(node.clone()));
     node.caught_up().await;
     if let Err(error) = open_for_business(&node).await {
         node.stop(Stop::Failed(error));
@@ -301,7 +303,6 @@ fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify
     spawn(node, "writer", super::writer::run(node.clone()));
     spawn(node, "feed", feed::run(node.clone(), lanes));
     spawn(node, "lanes' follower", upkeep::follow_lanes(node.clone(), published));
-    spawn(node, "preparation", upkeep::prepare_segments(node.clone()));
     spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
     spawn(node, "flush", upkeep::maintain(node.clone()));
     spawn(node, "compaction", upkeep::compact(node.clone()));

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use rowship_proto::Lsn;
 use rowship_proto::ack::ClientPolicy;
-use rowship_proto::primary::LinkState;
+use rowship_proto::primary::{LinkState, Replica};
 use serde_json::{Value, json};
 
 use super::settings::OnMissing;
@@ -117,10 +117,11 @@ fn lag_ms<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>, visible: Lsn) -> u6
     oldest.map_or(0, |sealed| node.edge.now().saturating_sub(sealed).div_ceil(1_000_000))
 }
 
+/// One for each replica of this reign, then those of earlier ones that have not come back.
 fn replicas_json<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>) -> Value {
     let machine = primary.machine.borrow();
     let stages = primary.stages.borrow();
-    let replicas = machine.replicas().iter().map(|(name, replica)| {
+    let present = machine.replicas().iter().map(|(name, replica)| {
         let state = match replica.state {
             LinkState::Down => "down",
             LinkState::Joining => "joining",
@@ -131,6 +132,7 @@ fn replicas_json<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>) -> Value {
             "name": name.as_str(),
             "state": state,
             "address": replica.address,
+            "client_address": client_address(replica),
             "incarnation": format!("{:016x}", replica.incarnation),
             "shipped": replica.shipped.0,
             "received": acked.received.0,
@@ -143,7 +145,23 @@ fn replicas_json<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>) -> Value {
             "stages": stages.get(name.as_str()).map(super::latency::Stages::to_json),
         })
     });
-    Value::Array(replicas.collect())
+    // What they show is not known; what they had made durable is.
+    let absent = primary.known.unseen(&machine).into_iter().map(|(name, durable)| {
+        json!({
+            "name": name,
+            "state": "down",
+            "durable": durable.0,
+            "lag_ms": lag_ms(node, primary, durable),
+            "lag_bytes": node.appended.get().since(durable.min(node.appended.get())),
+        })
+    });
+    Value::Array(present.chain(absent).collect())
+}
+
+/// Where clients reach a replica.
+fn client_address(replica: &Replica) -> String {
+    let host = replica.address.rsplit_once(':').map_or(replica.address.as_str(), |(host, _)| host);
+    format!("{host}:{}", replica.client_port)
 }
 
 fn upstream_json<E: Edge>(node: &Node<E>) -> Value {
@@ -223,11 +241,26 @@ pub async fn info<E: Edge>(node: &Rc<Node<E>>, sections: &[String]) -> String {
             ("process_id", value["node"]["pid"].clone()),
             ("tcp_port", json!(port)),
             ("uptime_in_seconds", value["node"]["uptime_s"].clone()),
+            ("uptime_in_days", json!(value["node"]["uptime_s"].as_u64().unwrap_or(0) / 86_400)),
         ]),
     );
-    section("Clients", flat(&value["clients"], "clients"));
-    section("Memory", lines(&[("used_memory", value["memory"]["resident_bytes"].clone())]));
-    section("Stats", flat(&value["counters"], "total"));
+    let clients = lines(&[
+        ("connected_clients", value["clients"]["connected"].clone()),
+        ("maxclients", value["clients"]["clients_max"].clone()),
+    ]);
+    section("Clients", [clients, flat(&value["clients"], "clients")].concat());
+    let resident = value["memory"]["resident_bytes"].as_u64().unwrap_or(0);
+    let shown = format!("{:.2}M", resident as f64 / f64::from(1 << 20));
+    section(
+        "Memory",
+        lines(&[("used_memory", json!(resident)), ("used_memory_human", json!(shown))]),
+    );
+    let stats = lines(&[
+        ("total_connections_received", value["clients"]["total"].clone()),
+        ("total_commands_processed", value["counters"]["commands"].clone()),
+        ("rejected_connections", value["clients"]["refused"].clone()),
+    ]);
+    section("Stats", [stats, flat(&value["counters"], "total")].concat());
     section("Replication", replication(&value));
     section("Log", flat(&value["log"], "log"));
     section("Table", flat(&value["table"], "table"));
@@ -247,12 +280,13 @@ fn replication(value: &Value) -> Vec<(String, String)> {
         let live = replicas.iter().filter(|replica| replica["state"] == "streaming").count();
         found.extend(lines(&[("connected_slaves", json!(live))]));
         for (at, replica) in replicas.iter().enumerate() {
-            let address = replica["address"].as_str().unwrap_or_default();
+            let address = replica["client_address"].as_str().unwrap_or_default();
             let (ip, port) = address.rsplit_once(':').unwrap_or((address, "0"));
+            let offset = if replica["visible"].is_null() { "durable" } else { "visible" };
             let summary = format!(
                 "ip={ip},port={port},state={},offset={},lag={},name={}",
                 if replica["state"] == "streaming" { "online" } else { "down" },
-                replica["visible"],
+                replica[offset],
                 replica["lag_ms"].as_u64().unwrap_or(0) / 1000,
                 replica["name"].as_str().unwrap_or_default(),
             );
@@ -274,7 +308,10 @@ fn replication(value: &Value) -> Vec<(String, String)> {
         ]));
         found.extend(flat(upstream, "upstream"));
     }
-    found.extend(lines(&[("master_repl_offset", value["log"]["appended"].clone())]));
+    found.extend(lines(&[
+        ("master_replid", value["log"]["log_id"].clone()),
+        ("master_repl_offset", value["log"]["appended"].clone()),
+    ]));
     found.extend(flat(&value["ack"], "ack"));
     found
 }
@@ -312,8 +349,8 @@ pub fn role<E: Edge>(node: &Node<E>) -> Reply {
             let replicas = machine.replicas().values();
             let live = replicas.filter(|replica| replica.state == LinkState::Streaming);
             let rows = live.map(|replica| {
-                let (ip, port) =
-                    replica.address.rsplit_once(':').unwrap_or((&replica.address, "0"));
+                let address = client_address(replica);
+                let (ip, port) = address.rsplit_once(':').unwrap_or((&address, "0"));
                 let acked = replica.acked.received.0.to_string();
                 Reply::Array(vec![Reply::text(ip), Reply::text(port), Reply::text(acked)])
             });

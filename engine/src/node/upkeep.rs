@@ -273,8 +273,8 @@ impl<E: Edge> Node<E> {
         }
     }
 
-    /// Flushes everything that is applied, so that the next start replays little. For a clean
-    /// stop: [`maintain`] may be in its last flush at the same time.
+    /// Flushes everything that is applied, so that the next start replays little: for a clean stop,
+    /// and before segments are retired. [`maintain`] may be in a flush at the same time.
     pub(super) async fn flush_all(&self) -> Result<(), NodeError> {
         for _ in 0..STOP_FLUSHES_MAX {
             let table = self.table.clone();
@@ -286,7 +286,7 @@ impl<E: Edge> Node<E> {
                 Ok(Some(mark)) => self.record_table(mark).await?,
                 Ok(None) => return Ok(()),
                 Err(error @ TableError::NoSpace { .. }) => {
-                    tracing::warn!("{error}: the next start replays the log instead");
+                    tracing::warn!("{error}: the log above is kept, and replayed at a start");
                     return Ok(());
                 }
                 Err(error) => return Err(NodeError::disk(&error)),

@@ -11,7 +11,8 @@ use crate::position::{Epoch, EpochHistory, EpochStart, LogId, Lsn};
 pub(super) struct HelloHead {
     version_min: u16,
     version_max: u16,
-    history_len: u32,
+    history_len: u16,
+    client_port: u16,
     log_id: LogId,
     node_id: u64,
     incarnation: u64,
@@ -56,8 +57,8 @@ fn text(bytes: &[u8], what: &'static str) -> Result<String, MessageError> {
     }
 }
 
-fn history_len(history: &EpochHistory) -> u32 {
-    u32::try_from(history.entries().len()).expect("a history is bounded")
+fn history_len(history: &EpochHistory) -> u16 {
+    u16::try_from(history.entries().len()).expect("a history is bounded")
 }
 
 fn split_history<'a>(
@@ -84,6 +85,7 @@ pub(super) fn encode_hello(hello: &Hello) -> Vec<u8> {
         version_min: hello.versions.0,
         version_max: hello.versions.1,
         history_len: history_len(&hello.history),
+        client_port: hello.client_port,
         log_id: hello.log_id,
         node_id: hello.node_id,
         incarnation: hello.incarnation,
@@ -98,7 +100,7 @@ pub(super) fn encode_hello(hello: &Hello) -> Vec<u8> {
 
 pub(super) fn decode_hello(body: &[u8]) -> Result<Hello, MessageError> {
     let (head, rest) = head::<HelloHead>(body, "hello")?;
-    let (history, rest) = split_history(rest, head.history_len, "hello")?;
+    let (history, rest) = split_history(rest, head.history_len.into(), "hello")?;
     let name = NodeName::new(&text(rest, "hello")?).map_err(|_| MessageError::Body("hello"))?;
     Ok(Hello {
         versions: (head.version_min, head.version_max),
@@ -107,6 +109,7 @@ pub(super) fn decode_hello(body: &[u8]) -> Result<Hello, MessageError> {
         incarnation: head.incarnation,
         highest_epoch: head.highest_epoch,
         end: head.end,
+        client_port: head.client_port,
         history,
         name,
     })
@@ -116,7 +119,7 @@ pub(super) fn encode_welcome(welcome: &Welcome) -> Vec<u8> {
     let head = WelcomeHead {
         version: welcome.version,
         wants_received: u16::from(welcome.wants_received),
-        history_len: history_len(&welcome.history),
+        history_len: history_len(&welcome.history).into(),
         log_id: welcome.log_id,
         node_id: welcome.node_id,
         epoch: welcome.epoch,

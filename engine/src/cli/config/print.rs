@@ -27,7 +27,11 @@ impl Effective {
     fn print_line(&self, key: &Key, origin: &str, text: &mut String) {
         let (line, comment) = match (&key.field, show(key, &self.draft)) {
             (_, None) if key.name == "replicas" => {
-                ("# replicas =".to_owned(), "not set, or part of ack".to_owned())
+                let comment = match origin {
+                    "default" => "not set, or part of ack".to_owned(),
+                    origin => format!("part of ack; {origin}"),
+                };
+                ("# replicas =".to_owned(), comment)
             }
             (_, None) => (format!("# {} =", key.name), "not set".to_owned()),
             (Field::Number(number), Some(value)) => {

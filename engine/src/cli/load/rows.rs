@@ -71,10 +71,15 @@ impl<R: Read> CsvRows<R> {
             line_breaks: VecDeque::new(),
             lines_before: 0,
             last_byte: 0,
+            input_end: None,
         };
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(guard);
         let header = reader.byte_headers().map_err(|error| RowError::File(error.to_string()))?;
         let header = header.clone();
+        let end = reader.position().byte();
+        if !header.is_empty() && reader.get_ref().is_quote_open(end) {
+            return Err(RowError::Header("line 1: a quote is not closed".to_owned()));
+        }
         let columns: Vec<String> =
             header.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
         for (at, name) in columns.iter().enumerate() {
@@ -112,6 +117,9 @@ impl<R: Read> CsvRows<R> {
             Err(error) => return Err(RowError::File(format!("line {line}: {error}"))),
         }
         let bad = |problem: String| RowError::Line { line, problem };
+        if self.reader.get_ref().is_quote_open(self.reader.position().byte()) {
+            return Err(bad("a quote is not closed: the rest of the file is in it".to_owned()));
+        }
         if self.record.len() != self.names.len() {
             let (found, expected) = (self.record.len(), self.names.len());
             return Err(bad(format!("{found} columns, the header has {expected}")));
@@ -172,9 +180,20 @@ struct RecordGuard<R> {
     /// Line feeds before those.
     lines_before: u64,
     last_byte: u8,
+    /// Where the input ended. Behind it come [`AFTER_INPUT`] line breaks of our own.
+    input_end: Option<u64>,
 }
 
+/// Line breaks handed out behind the input. A record takes one of them at most, unless a quote is
+/// open; the CSV reader alone would close that quote silently.
+const AFTER_INPUT: usize = 4;
+
 impl<R> RecordGuard<R> {
+    /// Whether the record that ends at `position` has run on beyond the end of the input.
+    fn is_quote_open(&self, position: u64) -> bool {
+        self.input_end.is_some_and(|end| position >= end + AFTER_INPUT as u64)
+    }
+
     /// The line, counted from one, of the first byte at or after `offset` that is no line break.
     fn line_at(&mut self, mut offset: u64) -> u64 {
         while let Some(&(at, after_return)) = self.line_breaks.front() {
@@ -197,7 +216,15 @@ impl<R: Read> Read for RecordGuard<R> {
                 "a record of more than {RECORD_BYTES_MAX} bytes starts here: is a quote not closed?"
             )));
         }
-        let len = self.input.read(buffer)?;
+        let mut len = match self.input_end {
+            None => self.input.read(buffer)?,
+            Some(_) => 0,
+        };
+        if len == 0 && self.input_end.is_none() && buffer.len() >= AFTER_INPUT {
+            self.input_end = Some(self.read);
+            len = AFTER_INPUT;
+            buffer[..len].fill(b'\n');
+        }
         for byte in &buffer[..len] {
             if *byte == b'\n' {
                 self.line_breaks.push_back((self.read, self.last_byte == b'\r'));
@@ -248,6 +275,21 @@ mod tests {
         assert_eq!(found[3], Err("line 6: 3 columns, the header has 2".to_owned()));
         assert_eq!(found[4], Ok((7, "t:7".to_owned())));
         assert_eq!(found.len(), 5);
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_a_bad_line() {
+        for end in ["", "\n", "\n\n\n\n\n\n"] {
+            let found = keys(format!("a,b\n1,2\n4,\"x\n5,y{end}").as_bytes(), &["a"]);
+            assert_eq!(found[0], Ok((2, "t:1".to_owned())));
+            assert!(found[1].as_ref().is_err_and(|error| error.starts_with("line 3: a quote")));
+            assert_eq!(found.len(), 2, "{found:?}");
+            let found = keys(format!("a,b\n1,2\n4,\"x\n5,y\"{end}").as_bytes(), &["a"]);
+            assert_eq!(found[1], Ok((3, "t:4".to_owned())));
+            assert_eq!(found.len(), 2, "{found:?}");
+        }
+        let open = CsvRows::new(&b"a,\"b\n1,2\n"[..], plan(&["a"]));
+        assert!(open.is_err_and(|error| error.to_string().contains("not closed")));
     }
 
     #[test]
