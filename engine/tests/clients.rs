@@ -281,9 +281,8 @@ fn whether_rows_exist_can_be_asked_of_more_than_fits_a_reply() {
     let mut client = connect(&primary);
     let many: Vec<redis::Cmd> =
         (0..ROWS).map(|row| cmd("EXISTS").arg(format!("t:{row}")).clone()).collect();
-    let found: Vec<u64> =
-        redis::from_redis_value(transaction(&mut client, &many).unwrap()).unwrap();
-    assert_eq!(found, vec![1; ROWS]);
+    let found = format!("{:?}", transaction(&mut client, &many).unwrap());
+    assert_eq!(found.matches("int(1)").count(), ROWS);
     let many: Vec<redis::Cmd> =
         (0..ROWS).map(|row| cmd("STRLEN").arg(format!("t:{row}")).clone()).collect();
     let error = refusal(transaction(&mut client, &many));
