@@ -90,7 +90,7 @@ async fn follow<E: Edge>(node: &Rc<Node<E>>, replica: &ReplicaRole, stream: E::S
         closed: Cell::new(false),
         progress: Cell::new(Progress::default()),
         streaming: Cell::new(false),
-        heard: Cell::new(node.edge.now()),
+        reads_since: Cell::new(None),
         timeout_ms: Cell::new(node.settings.cluster.peer_timeout_ms),
         wants_received: Cell::new(false),
     });
@@ -118,7 +118,9 @@ pub(super) struct ReplicaLink<S> {
     pub(super) closed: Cell<bool>,
     pub(super) progress: Cell<Progress>,
     pub(super) streaming: Cell<bool>,
-    pub(super) heard: Cell<u64>,
+    /// Since when a read is pending. While this node is busy with what it has read (it may fill a
+    /// segment with zeroes, or wait for its disk), the primary is not the silent one.
+    pub(super) reads_since: Cell<Option<u64>>,
     pub(super) timeout_ms: Cell<u64>,
     pub(super) wants_received: Cell<bool>,
 }
@@ -134,7 +136,8 @@ async fn watch<E: Edge>(node: Rc<Node<E>>, link: Rc<ReplicaLink<E::Stream>>) {
             () = over => break,
             () = tokio::time::sleep(Duration::from_millis((timeout / 4).max(1))) => {}
         }
-        if node.edge.now().saturating_sub(link.heard.get()) > timeout * 1_000_000 {
+        let since = link.reads_since.get();
+        if since.is_some_and(|at| node.edge.now().saturating_sub(at) > timeout * 1_000_000) {
             tracing::warn!(timeout_ms = timeout, "the primary is silent: closing the link");
             break;
         }
@@ -249,8 +252,9 @@ pub(super) async fn read<E: Edge>(
         fresh.extend_from_slice(&buffer);
         buffer = fresh;
     }
+    link.reads_since.set(Some(node.edge.now()));
     let (read, buffer) = link.stream.read(buffer).await;
-    link.heard.set(node.edge.now());
+    link.reads_since.set(None);
     match read {
         Ok(0) => Err(Ended::Retry("the primary closed the link".to_owned())),
         Ok(_) => Ok(buffer),
