@@ -159,8 +159,11 @@ impl Edge for UringEdge {
         let addresses = addresses.await.map_err(io::Error::other)??;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
-            match tokio_uring::net::TcpStream::connect(address).await {
-                Ok(stream) => return self.stream(stream, address.to_string()),
+            match connect(address).await {
+                Ok(std) => {
+                    let stream = tokio_uring::net::TcpStream::from_std(std);
+                    return self.stream(stream, address.to_string());
+                }
                 Err(error) => last = error,
             }
         }
@@ -226,6 +229,16 @@ fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(ACCEPT_BACKLOG)?;
     Ok(socket.into())
+/// Connects beside the ring. A connect on the ring lasts as long as the kernel goes on asking, which
+/// is minutes where packets vanish: neither a timeout nor a stop could end it. Dropped, this one is
+/// over.
+async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
+    let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
+    // On the ring a read waits by itself.
+    std.set_nonblocking(false)?;
+    Ok(std)
+}
+
 }
 
 /// A TCP connection on the ring.
