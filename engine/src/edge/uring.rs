@@ -35,6 +35,10 @@ const ACCEPT_BACKLOG: i32 = 1024;
 /// Most parts of one gathered write; the kernel's limit is 1024.
 const PARTS_MAX: usize = 256;
 
+/// Probes of an idle connection that may stay without an answer. They come so close together that
+/// whoever is gone is known to be after twice the idle time (the kernel's own pace: minutes more).
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Runs a node's main task on a ring of its own, on this thread; joins the workers afterwards.
 ///
 /// # Errors
@@ -213,12 +217,26 @@ impl Edge for UringEdge {
 impl UringEdge {
     fn stream(&self, stream: tokio_uring::net::TcpStream, peer: String) -> io::Result<UringStream> {
         stream.set_nodelay(true)?;
-        let keepalive =
-            socket2::TcpKeepalive::new().with_time(self.inner.keepalive).with_retries(3);
+        let idle = self.inner.keepalive;
+        let interval = (idle / KEEPALIVE_PROBES).max(Duration::from_secs(1));
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(interval)
+            .with_retries(KEEPALIVE_PROBES);
         let stream = UringStream { stream: Rc::new(stream), peer: peer.into() };
         socket2::SockRef::from(&stream.descriptor()).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
     }
+}
+
+/// Connects beside the ring. A connect on the ring lasts as long as the kernel goes on asking,
+/// which is minutes where packets vanish: neither a timeout nor a stop could end it. Dropped, this
+/// one is over.
+async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
+    let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
+    // On the ring a read waits by itself.
+    std.set_nonblocking(false)?;
+    Ok(std)
 }
 
 fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -229,16 +247,6 @@ fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(ACCEPT_BACKLOG)?;
     Ok(socket.into())
-/// Connects beside the ring. A connect on the ring lasts as long as the kernel goes on asking, which
-/// is minutes where packets vanish: neither a timeout nor a stop could end it. Dropped, this one is
-/// over.
-async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
-    let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
-    // On the ring a read waits by itself.
-    std.set_nonblocking(false)?;
-    Ok(std)
-}
-
 }
 
 /// A TCP connection on the ring.
