@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 source ci/lib.sh
 lib_begin soak
 
-# Standard sizes but for the memtables: of these, a minute is to see a few.
-sizes=(--memtable-bytes 8MiB)
+# Standard sizes but for what fills up: a minute is to see a few memtables, and a full cache.
+sizes=(--memtable-bytes 8MiB --cache-bytes 8MiB)
 start_node a --ack semi-sync "${sizes[@]}"
 replication="$(address_of a replication_listen)"
 start_node b --replica-of "$replication" "${sizes[@]}"

@@ -23,7 +23,7 @@ import time
 
 MEMORY_RISE_MIB = 12
 MEMORY_RISE_PART = 0.10
-DESCRIPTORS_RISE = 6
+DESCRIPTORS_RISE = 10
 LAG_RISE = 2
 LAG_SLACK_MS = 5
 # A write that takes longer is one that was not acknowledged.

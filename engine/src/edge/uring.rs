@@ -229,9 +229,9 @@ impl UringEdge {
     }
 }
 
-/// Connects beside the ring. A connect on the ring lasts as long as the kernel goes on asking,
-/// which is minutes where packets vanish: neither a timeout nor a stop could end it. Dropped, this
-/// one is over.
+/// Connects beside the ring, so that it can be given up: dropped, this is over. On the ring a
+/// connect goes on, with its socket, for as long as the kernel asks, which is minutes where packets
+/// vanish.
 async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
     let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
     // On the ring a read waits by itself.
