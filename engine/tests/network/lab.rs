@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -54,14 +54,18 @@ impl Lab {
     /// Machines 1 to `machines`; `None` where there can be no lab, and one line that says why.
     pub fn new(machines: u8) -> Option<Lab> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        static SAID: Once = Once::new();
-        if let Some(missing) = missing() {
+        static MISSING: OnceLock<Option<String>> = OnceLock::new();
+        let missing = MISSING.get_or_init(|| {
+            remove_leftovers();
+            let missing = missing()?;
             // Past what cargo keeps of tests that end well.
             let line = format!("SKIPPED: all tests on a real network; they need {missing}\n");
-            SAID.call_once(|| std::io::stderr().write_all(line.as_bytes()).unwrap());
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            Some(missing)
+        });
+        if missing.is_some() {
             return None;
         }
-        remove_leftovers();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
         let home = File::open("/proc/thread-self/ns/net").unwrap();
@@ -279,21 +283,31 @@ pub fn desk(machine: u8) -> String {
 }
 
 /// What is missing for a lab.
-fn missing() -> Option<&'static str> {
+fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
-        return Some("root");
+        return Some("root".to_owned());
     }
-    let there = |command: &str, flag| {
-        let run = Command::new(command).arg(flag).output();
-        run.is_ok_and(|output| output.status.success())
-    };
-    if !there("ip", "-V") || !there("tc", "-V") {
-        return Some("ip and tc (Debian: iproute2)");
+    for (command, flag, package) in
+        [("ip", "-V", "iproute2"), ("tc", "-V", "iproute2"), ("nft", "-v", "nftables")]
+    {
+        if try_run(command, &[flag], "").is_err() {
+            return Some(format!("{command} (Debian: {package})"));
+        }
     }
-    if !there("nft", "-v") {
-        return Some("nft (Debian: nftables)");
-    }
-    (!std::path::Path::new("/proc/thread-self/ns/net").exists()).then_some("network namespaces")
+    // Root of a container may not do all of it, and not every kernel can.
+    let probe = format!("{PREFIX}{}-probe", std::process::id());
+    let steps = [
+        try_run("ip", &["netns", "add", &probe], ""),
+        try_run(
+            "ip",
+            &["-n", &probe, "link", "add", "h0", "type", "veth", "peer", "name", "h1"],
+            "",
+        ),
+        try_run("ip", &["netns", "exec", &probe, "nft", "-f", "-"], "add table inet faults\n"),
+    ];
+    remove_where(|name| name == probe);
+    let failed = steps.into_iter().find_map(Result::err);
+    failed.map(|why| format!("namespaces, veth and nf_tables of the kernel ({why})"))
 }
 
 fn enter(namespace: &str) {
@@ -334,16 +348,22 @@ fn nft(namespace: &str, lines: &str) -> String {
 
 /// Runs a command to its end; its output.
 fn run(command: &str, words: &[&str], input: &str) -> String {
+    let output = try_run(command, words, input);
+    output.unwrap_or_else(|why| panic!("{command} {words:?}: {why}\n{input}"))
+}
+
+/// The same, or what it complains about.
+fn try_run(command: &str, words: &[&str], input: &str) -> Result<String, String> {
     let mut child = Command::new(command)
         .args(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        .map_err(|error| error.to_string())?;
+    // A command that takes no input may be gone already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{command} {words:?}: {complaint}\n{input}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    output.status.success().then(|| text(&output.stdout)).ok_or_else(|| text(&output.stderr))
 }
