@@ -9,6 +9,9 @@ declare -A packages=(
     [redis-benchmark]=redis-tools
     [redis-server]=redis-server
     [python3]=python3
+    # Networks of namespaces, and what goes wrong on them: engine/tests/network.rs.
+    [ip]=iproute2
+    [nft]=nftables
 )
 
 missing=()

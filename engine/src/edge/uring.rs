@@ -35,6 +35,10 @@ const ACCEPT_BACKLOG: i32 = 1024;
 /// Most parts of one gathered write; the kernel's limit is 1024.
 const PARTS_MAX: usize = 256;
 
+/// Probes of an idle connection that may stay without an answer. They come so close together that
+/// whoever is gone is known to be after twice the idle time (the kernel's own pace: minutes more).
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Runs a node's main task on a ring of its own, on this thread; joins the workers afterwards.
 ///
 /// # Errors
@@ -159,8 +163,11 @@ impl Edge for UringEdge {
         let addresses = addresses.await.map_err(io::Error::other)??;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
-            match tokio_uring::net::TcpStream::connect(address).await {
-                Ok(stream) => return self.stream(stream, address.to_string()),
+            match connect(address).await {
+                Ok(std) => {
+                    let stream = tokio_uring::net::TcpStream::from_std(std);
+                    return self.stream(stream, address.to_string());
+                }
                 Err(error) => last = error,
             }
         }
@@ -210,12 +217,26 @@ impl Edge for UringEdge {
 impl UringEdge {
     fn stream(&self, stream: tokio_uring::net::TcpStream, peer: String) -> io::Result<UringStream> {
         stream.set_nodelay(true)?;
-        let keepalive =
-            socket2::TcpKeepalive::new().with_time(self.inner.keepalive).with_retries(3);
+        let idle = self.inner.keepalive;
+        let interval = (idle / KEEPALIVE_PROBES).max(Duration::from_secs(1));
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(idle)
+            .with_interval(interval)
+            .with_retries(KEEPALIVE_PROBES);
         let stream = UringStream { stream: Rc::new(stream), peer: peer.into() };
         socket2::SockRef::from(&stream.descriptor()).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
     }
+}
+
+/// Connects beside the ring, so that it can be given up: dropped, this is over. On the ring a
+/// connect goes on, with its socket, for as long as the kernel asks, which is minutes where packets
+/// vanish.
+async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
+    let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
+    // On the ring a read waits by itself.
+    std.set_nonblocking(false)?;
+    Ok(std)
 }
 
 fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {

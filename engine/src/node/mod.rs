@@ -13,7 +13,7 @@
 //!
 //! - [`state`]: what agents share, and which one moves which position. [`signal`]: waiting.
 //! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`],
-//!   [`greeting`], [`ship`], [`latency`].
+//!   [`greeting`], [`ship`], [`lent`], [`latency`].
 //! - Replica: [`receive`] (the link), [`join`] (handshake, cut), [`stream`] (frames).
 //! - Both: [`writer`], [`tip`], [`segments`], [`feed`], [`dictionary`], [`upkeep`] (periodic
 //!   work), [`retention`], [`status`].
@@ -32,6 +32,7 @@ pub mod feed;
 pub mod greeting;
 pub mod join;
 pub mod latency;
+pub mod lent;
 pub mod listen;
 pub mod open;
 pub mod outbox;

@@ -35,7 +35,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, address: String) {
     let mut attempts: u32 = 0;
     while !node.is_stopping() {
         replica.upstream.borrow_mut().state = "connecting";
-        let ended = match node.edge.connect(&address).await {
+        let ended = match connect(&node, &address).await {
             Ok(stream) => {
                 replica.upstream.borrow_mut().connects += 1;
                 let before = node.appended.get();
@@ -67,6 +67,17 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, address: String) {
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// Connects, within the time that the primary may be silent. The kernel would go on for minutes,
+/// and ask less and less often: the link would come back long after the network does.
+async fn connect<E: Edge>(node: &Node<E>, address: &str) -> std::io::Result<E::Stream> {
+    let timeout = Duration::from_millis(node.settings.cluster.peer_timeout_ms);
+    let connected = tokio::time::timeout(timeout, node.edge.connect(address)).await;
+    connected.unwrap_or_else(|_| {
+        let text = format!("no answer within {} ms (peer_timeout_ms)", timeout.as_millis());
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
+    })
 }
 
 /// A refusal needs an operator: asking again is cheap but need not be quick.

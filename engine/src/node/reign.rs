@@ -20,6 +20,7 @@ use super::NodeError;
 use super::appender::{Appender, Moment};
 use super::greeting::Greeting;
 use super::latency::Stamps;
+use super::lent::Lent;
 use super::pending::{Pending, PendingImage, RowKey};
 use super::settings::Settings;
 use super::state::{Node, PrimaryRole, ReplyLimit};
@@ -78,6 +79,7 @@ pub fn role<E: Edge>(
         pending: RefCell::new(Pending::default()),
         clock: RefCell::new(Clock::restore(log.clock)),
         stamps: RefCell::new(Stamps::default()),
+        lent: Lent::new((settings.node.frame_buffers / LENT_PART).max(1)),
         links: RefCell::new(BTreeMap::new()),
         // As many as may follow: all of them may come at once, after a restart of this node.
         greeting: Greeting::new(settings.node.replicas_max),
@@ -179,6 +181,8 @@ impl<E: Edge> Node<E> {
 
 /// Bytes of log read at once while pending images are restored.
 const RESTORE_BYTES: usize = 4 << 20;
+/// One in so many frame buffers may be with senders: the rest is for writing and applying.
+const LENT_PART: usize = 2;
 
 fn restore_frame(
     pending: &mut Pending,

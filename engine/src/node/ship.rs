@@ -14,6 +14,7 @@ use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
 use super::latency::Stages;
+use super::lent::Loan;
 use super::state::{Link, Node, PrimaryRole, count};
 use super::supervise::spawn;
 use super::tip::Run;
@@ -283,7 +284,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
                 link.stream.write_all(notice.encode().into()).await
             }
             Next::Frames(runs) => {
-                let load = Load::of(runs);
+                let load = Load::lent(&node, runs);
                 ship(&node, &link, &name, &mut shipped, &mut told, load).await
             }
             Next::FromMaps => match from_maps(&node, shipped).await {
@@ -346,13 +347,15 @@ async fn ship<E: Edge>(
     load: Load,
 ) -> std::io::Result<()> {
     let from = *shipped;
-    let Load { parts, to, committed } = load;
+    let Load { parts, to, committed, loans } = load;
     // Before the send: an ack may arrive before the send's completion is seen.
     if let Some(primary) = node.primary() {
         primary.machine.borrow_mut().handle_shipped(link.id, to);
     }
     *shipped = to;
-    link.stream.write_all_parts(parts).await?;
+    let sent = link.stream.write_all_parts(parts).await;
+    drop(loans);
+    sent?;
     let now = node.edge.now();
     *told = Told { committed: told.committed.max(committed), at: now };
     if let Some(primary) = node.primary() {
@@ -371,13 +374,17 @@ struct Load {
     to: Lsn,
     /// What the last of them says is committed.
     committed: Lsn,
+    /// Buffers of the pool among them.
+    loans: Vec<Loan>,
 }
 
 impl Load {
-    fn of(runs: Vec<Run>) -> Load {
+    fn lent<E: Edge>(node: &Node<E>, runs: Vec<Run>) -> Load {
+        let lent = &node.primary().expect("only primaries ship").lent;
         let last = runs.last().expect("never empty");
         let committed = last_committed(&last.bytes).unwrap_or_default();
-        Load { to: last.next, committed, parts: runs.into_iter().map(|run| run.bytes).collect() }
+        let (parts, loans): (_, Vec<_>) = runs.iter().map(|run| lent.lend(run)).unzip();
+        Load { to: last.next, committed, parts, loans: loans.into_iter().flatten().collect() }
     }
 }
 
@@ -393,7 +400,10 @@ async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError>
     let (range, bytes_max) = ((from, node.durable.get()), node.settings.node.transfer_bytes);
     match node.segments.read(&node.disk, &node.reader, range, bytes_max).await? {
         // What its frames say is old: a notice follows where it matters.
-        Some(run) => Ok(Load { parts: vec![run.bytes], to: run.next, committed: Lsn::ZERO }),
+        Some(run) => {
+            let (parts, loans) = (vec![run.bytes], Vec::new());
+            Ok(Load { parts, to: run.next, committed: Lsn::ZERO, loans })
+        }
         None => Err(LogError::NotHeld { lsn: from }),
     }
 }

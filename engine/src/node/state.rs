@@ -134,6 +134,8 @@ pub struct PrimaryRole<E: Edge> {
     pub clock: RefCell<Clock>,
     /// Seal times.
     pub stamps: RefCell<Stamps>,
+    /// Frame buffers that senders hold.
+    pub lent: Rc<super::lent::Lent>,
     /// Links by number.
     pub links: RefCell<BTreeMap<LinkId, Rc<Link<E>>>>,
     /// Connections that have not said hello.
