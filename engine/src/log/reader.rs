@@ -103,9 +103,12 @@ impl SegmentMaps {
     /// question that a peer may ask). `lsn` must be below the appended position.
     ///
     /// # Errors
-    /// [`LogError::Retired`] or [`LogError::NotHeld`].
+    /// [`LogError::Retired`] or [`LogError::NotHeld`]; [`LogError::Io`] when the disk cannot read
+    /// its page.
     pub fn frame_at(&self, lsn: Lsn) -> Result<Option<FrameHeader>, LogError> {
-        Ok(self.reading(lsn)?.parse(lsn).ok())
+        let reading = self.reading(lsn)?;
+        reading.bring_in(lsn, FRAME_HEADER_BYTES)?;
+        Ok(reading.parse(lsn).ok())
     }
 
     /// Chain value of the frame that ends where `lsn` starts the next one, in a log that ends at
@@ -145,7 +148,8 @@ impl Reading {
     /// None when no frame from there ends below the limit.
     ///
     /// # Errors
-    /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted.
+    /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted;
+    /// [`LogError::Io`] when the disk cannot read a page of it.
     pub fn whole_frames(&self, limit: Lsn, bytes_max: usize) -> Result<Option<FrameRun>, LogError> {
         let (from, bytes) = (self.from, self.map.bytes());
         if from >= limit {
@@ -153,18 +157,22 @@ impl Reading {
         }
         let offset = from.since(self.base) as usize;
         let ahead = (bytes.len() - offset).min(bytes_max).min(limit.since(from) as usize);
-        if let Err(error) = self.map.populate(offset, ahead) {
-            // Reading goes on without it, only slower.
-            tracing::debug!("cannot populate the map at LSN {from}: {error}");
-        }
+        self.bring_in(from, ahead)?;
         let (mut next, mut end, mut frames, mut mark) = (from, from, 0, false);
         // Behind a segment's end the next frame is elsewhere.
         while !mark && next == end && end < limit && (end.since(self.base) as usize) < bytes.len() {
+            if end.since(from) as usize + FRAME_HEADER_BYTES > ahead {
+                self.bring_in(end, FRAME_HEADER_BYTES)?;
+            }
             let header = self.parse(end)?;
             let after = header.end();
             let over = after.since(from) as usize > bytes_max && frames > 0;
             if after > limit || over {
                 break;
+            }
+            if after.since(from) as usize > ahead {
+                // A first frame larger than asked for.
+                self.bring_in(end, header.frame_bytes())?;
             }
             let body = self.body(&header);
             header.check_body(body).map_err(|error| damage(self.base, end, &error))?;
@@ -182,6 +190,16 @@ impl Reading {
         }
         let bytes = MapRange::share(self.map.clone(), offset, end.since(from) as usize);
         Ok(Some(FrameRun { bytes, frames, next, mark }))
+    }
+
+    /// Has the pages of a range read before anything touches them: one that the disk cannot read
+    /// is an error here, and SIGBUS, the end of the process, there.
+    fn bring_in(&self, lsn: Lsn, len: usize) -> Result<(), LogError> {
+        self.map.populate(lsn.since(self.base) as usize, len).map_err(|source| LogError::Io {
+            doing: "read",
+            file: segment_file_name(self.base),
+            source,
+        })
     }
 
     fn parse(&self, lsn: Lsn) -> Result<FrameHeader, LogError> {

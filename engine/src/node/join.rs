@@ -212,7 +212,13 @@ impl<E: Edge> Node<E> {
         // A log without a frame yet starts wherever the primary's does.
         let chain = match end {
             Lsn::ZERO => Some(replica.chain.get()),
-            _ => maps.chain_at(resume, end, replica.chain.get()).ok().flatten(),
+            _ => match maps.chain_at(resume, end, replica.chain.get()) {
+                Err(error @ LogError::Io { .. }) => {
+                    let text = format!("this replica cannot read its own log: {error}");
+                    return Err(Refuse { code: RefuseCode::Damaged, lsn: resume, text });
+                }
+                chain => chain.ok().flatten(),
+            },
         };
         if chain != Some(welcome.resume_chain) {
             let text = format!(

@@ -142,6 +142,9 @@ impl<E: Edge> Segments<E> {
             LogError::Damage { segment, offset, lsn, what } => {
                 LogError::Damage { segment: disk.path(&segment), offset, lsn, what }
             }
+            LogError::Io { doing, file, source } => {
+                LogError::Io { doing, file: disk.path(&file), source }
+            }
             error => error,
         })
     }
