@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod cluster;
+mod faults;
 mod fuse;
 pub mod model;
 mod proofs;
@@ -16,7 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{BackgroundSession, Config, MountOption};
+use fuser::{BackgroundSession, Config, INodeNo, MountOption};
 
 use crate::support::{Node, PATIENCE, Random};
 use fuse::Adapter;
@@ -102,6 +103,16 @@ impl PowerDisk {
         self.shared = Arc::new(Shared::new(model, lies));
         self.attach().unwrap();
         losses
+    }
+
+    /// Forgets the pages that the kernel holds of a file: it will read them again.
+    pub fn forget_pages(&self, path: &str) {
+        let number = {
+            let state = self.state();
+            path.split('/').fold(model::ROOT, |at, name| state.model.lookup(at, name).unwrap())
+        };
+        let notifier = self.session.as_ref().unwrap().notifier();
+        notifier.inval_inode(INodeNo(number), 0, 0).unwrap();
     }
 
     fn attach(&mut self) -> std::io::Result<()> {
