@@ -223,12 +223,22 @@ impl Map for FileMap {
                 Ok(()) => {}
                 // Kernels before 5.14 do not know it: then the pages come in when touched.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_unreadable(&error) => {
+                    return Err(io::Error::other("the disk cannot read these pages"));
+                }
                 Err(error) => return Err(error),
             }
             at += step;
         }
         Ok(())
     }
+}
+
+/// What the kernel says about pages whose touch would be answered with SIGBUS.
+fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::FAULT, Errno::HWPOISON].iter().any(|is| error.raw_os_error() == Some(is.raw_os_error()))
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
@@ -301,6 +311,19 @@ mod tests {
         disk.rename("a", "b").unwrap();
         disk.remove("b").unwrap();
         assert_eq!(&map.bytes()[5000..5005], b"later");
+    }
+
+    #[test]
+    fn pages_that_cannot_be_read_are_an_error_before_they_are_touched() {
+        let (directory, disk) = disk();
+        disk.create_zeroed("a", 8192).unwrap();
+        let map = disk.map("a").unwrap();
+        // Pages behind a file's end are to a map what unreadable ones are.
+        let file = OpenOptions::new().write(true).open(directory.path().join("a")).unwrap();
+        file.set_len(4096).unwrap();
+        map.populate(0, 4096).unwrap();
+        let error = map.populate(0, 8192).unwrap_err();
+        assert!(error.to_string().contains("cannot read"), "{error}");
     }
 
     #[test]

@@ -119,6 +119,7 @@ pub trait Map: Send + Sync + 'static {
     /// All its bytes.
     fn bytes(&self) -> &[u8];
     /// Brings a range into memory, so that touching it does not wait for the disk. May block.
+    /// An error means that the disk cannot read it: whoever touches it then ends with SIGBUS.
     fn populate(&self, offset: usize, len: usize) -> io::Result<()>;
 }
 

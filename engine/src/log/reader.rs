@@ -120,7 +120,8 @@ impl Reading {
     /// None when no frame from there ends below the limit.
     ///
     /// # Errors
-    /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted.
+    /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted;
+    /// [`LogError::Io`] when the disk cannot read a page of it.
     pub fn whole_frames(&self, limit: Lsn, bytes_max: usize) -> Result<Option<FrameRun>, LogError> {
         let (from, bytes) = (self.from, self.map.bytes());
         if from >= limit {
@@ -128,18 +129,22 @@ impl Reading {
         }
         let offset = from.since(self.base) as usize;
         let ahead = (bytes.len() - offset).min(bytes_max).min(limit.since(from) as usize);
-        if let Err(error) = self.map.populate(offset, ahead) {
-            // Reading goes on without it, only slower.
-            tracing::debug!("cannot populate the map at LSN {from}: {error}");
-        }
+        self.bring_in(from, ahead)?;
         let (mut next, mut end, mut frames, mut mark) = (from, from, 0, false);
         // Behind a segment's end the next frame is elsewhere.
         while !mark && next == end && end < limit && (end.since(self.base) as usize) < bytes.len() {
+            if end.since(from) as usize + FRAME_HEADER_BYTES > ahead {
+                self.bring_in(end, FRAME_HEADER_BYTES)?;
+            }
             let header = self.parse(end)?;
             let after = header.end();
             let over = after.since(from) as usize > bytes_max && frames > 0;
             if after > limit || over {
                 break;
+            }
+            if after.since(from) as usize > ahead {
+                // A first frame larger than asked for.
+                self.bring_in(end, header.frame_bytes())?;
             }
             let body = self.body(&header);
             header.check_body(body).map_err(|error| damage(self.base, end, &error))?;
@@ -161,9 +166,22 @@ impl Reading {
 
     /// Chain value of the frame before the one that starts here; none when no frame starts just
     /// here (a question that a peer may ask). May wait for the disk.
-    #[must_use]
-    pub fn chain_previous(&self) -> Option<u64> {
-        self.parse(self.from).ok().map(|header| header.chain_previous)
+    ///
+    /// # Errors
+    /// [`LogError::Io`] when the disk cannot read its page.
+    pub fn chain_previous(&self) -> Result<Option<u64>, LogError> {
+        self.bring_in(self.from, FRAME_HEADER_BYTES)?;
+        Ok(self.parse(self.from).ok().map(|header| header.chain_previous))
+    }
+
+    /// Has the pages of a range read before anything touches them: one that the disk cannot read
+    /// is an error here, and SIGBUS, the end of the process, there.
+    fn bring_in(&self, lsn: Lsn, len: usize) -> Result<(), LogError> {
+        self.map.populate(lsn.since(self.base) as usize, len).map_err(|source| LogError::Io {
+            doing: "read",
+            file: segment_file_name(self.base),
+            source,
+        })
     }
 
     fn parse(&self, lsn: Lsn) -> Result<FrameHeader, LogError> {
@@ -256,7 +274,7 @@ mod tests {
     fn places_that_are_gone_bent_or_not_there_are_told_apart() {
         let (log, mut maps) = log_and_maps();
         let middle = log.frames[3].lsn;
-        assert_eq!(maps.reading(middle.plus(8)).unwrap().chain_previous(), None);
+        assert_eq!(maps.reading(middle.plus(8)).unwrap().chain_previous().unwrap(), None);
         let damage = read(&maps, middle.plus(8), log.next, 100).unwrap_err();
         assert!(matches!(damage, LogError::Damage { lsn, .. } if lsn == middle.plus(8)));
         log.disk.bend(&segment_file_name(Lsn::ZERO), middle.0 + 20, |byte| *byte ^= 1);
@@ -300,7 +318,7 @@ mod tests {
     #[test]
     fn a_chain_is_told_for_every_frame_start() {
         let (log, maps) = log_and_maps();
-        let chain_below = |lsn| maps.reading(lsn).unwrap().chain_previous();
+        let chain_below = |lsn| maps.reading(lsn).unwrap().chain_previous().unwrap();
         for pair in log.frames.windows(2) {
             assert_eq!(chain_below(pair[1].lsn), Some(pair[0].chain()));
         }

@@ -216,10 +216,13 @@ impl<E: Edge> Node<E> {
         // A log without a frame yet starts wherever the primary's does.
         let chain = match end {
             Lsn::ZERO => Some(last.1),
-            _ => {
-                let chain = self.segments.chain_at(&self.disk, &self.reader, resume, last).await;
-                chain.ok().flatten()
-            }
+            _ => match self.segments.chain_at(&self.disk, &self.reader, resume, last).await {
+                Err(error @ LogError::Io { .. }) => {
+                    let text = format!("this replica cannot read its own log: {error}");
+                    return Err(Refuse { code: RefuseCode::Damaged, lsn: resume, text });
+                }
+                chain => chain.ok().flatten(),
+            },
         };
         if chain != Some(welcome.resume_chain) {
             let text = format!(

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 
 use rowship_proto::Lsn;
 
@@ -137,13 +138,7 @@ impl<E: Edge> Segments<E> {
     ) -> Result<Option<FrameRun>, LogError> {
         let reading = self.maps.borrow().reading(from)?;
         let read = offload(worker, move || reading.whole_frames(limit, bytes_max)).await;
-        let gone = |source| LogError::Io { doing: "read", file: disk.path(""), source };
-        read.map_err(gone)?.map_err(|error| match error {
-            LogError::Damage { segment, offset, lsn, what } => {
-                LogError::Damage { segment: disk.path(&segment), offset, lsn, what }
-            }
-            error => error,
-        })
+        whole(disk, read)
     }
 
     /// Chain value of the frame that ends where `lsn` starts the next one, in a log that ends at
@@ -151,7 +146,7 @@ impl<E: Edge> Segments<E> {
     /// no frame starts there.
     ///
     /// # Errors
-    /// [`LogError::Retired`], [`LogError::NotHeld`], or the worker's end.
+    /// [`LogError::Retired`], [`LogError::NotHeld`] or [`LogError::Io`].
     pub async fn chain_at(
         &self,
         disk: &E::Disk,
@@ -163,7 +158,20 @@ impl<E: Edge> Segments<E> {
             return Ok((lsn == end.0).then_some(end.1));
         }
         let reading = self.maps.borrow().reading(lsn)?;
-        let read = offload(worker, move || reading.chain_previous()).await;
-        read.map_err(|source| LogError::Io { doing: "read", file: disk.path(""), source })
+        whole(disk, offload(worker, move || reading.chain_previous()).await)
     }
+}
+
+/// What a worker has read, its complaints with the paths of files.
+fn whole<D: Disk, T>(disk: &D, read: io::Result<Result<T, LogError>>) -> Result<T, LogError> {
+    let gone = |source| LogError::Io { doing: "read", file: disk.path(""), source };
+    read.map_err(gone)?.map_err(|error| match error {
+        LogError::Damage { segment, offset, lsn, what } => {
+            LogError::Damage { segment: disk.path(&segment), offset, lsn, what }
+        }
+        LogError::Io { doing, file, source } => {
+            LogError::Io { doing, file: disk.path(&file), source }
+        }
+        error => error,
+    })
 }

@@ -214,6 +214,9 @@ async fn welcome<E: Edge>(
     let resume = accepted.resume;
     let chain = node.chain_at(primary, resume).await;
     let segment = node.segments.maps.borrow().segment_of(resume);
+    if let Err(error @ LogError::Io { .. }) = &chain {
+        return Err(refuse(RefuseCode::Damaged, format!("the primary {error}")));
+    }
     let (Some(segment), Ok(Some(chain))) = (segment, chain) else {
         let text = format!("the log at LSN {resume} cannot be read; see this primary's log");
         return Err(refuse(RefuseCode::Diverged, text));

@@ -27,6 +27,8 @@ pub struct Node {
     pub name: String,
     pub directory: PathBuf,
     pub flags: Vec<String>,
+    /// Where standard error of all its processes goes.
+    pub stderr: PathBuf,
     child: Option<Child>,
 }
 
@@ -42,7 +44,9 @@ impl Node {
     /// segments, ports chosen by the system) and win over them.
     pub fn primary(directory: &Path, name: &str, flags: &[&str]) -> Node {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Node { name: name.to_owned(), directory: directory.join(name), flags, child: None }
+        let directory = directory.join(name);
+        let stderr = directory.with_extension("stderr");
+        Node { name: name.to_owned(), directory, flags, stderr, child: None }
     }
 
     /// A replica of `primary`, which must be running.
@@ -94,7 +98,7 @@ impl Node {
         std::fs::create_dir_all(self.directory.parent().unwrap()).unwrap();
         // A stale file would name ports of the process before.
         let _ = std::fs::remove_file(self.addresses_path());
-        let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        let log = File::options().create(true).append(true).open(&self.stderr).unwrap();
         let usual = ["--listen", "--replication-listen"].into_iter();
         let usual = usual.filter(|flag| !self.flags.iter().any(|given| given == flag));
         let usual = usual.flat_map(|flag| [flag, "127.0.0.1:0"]);
@@ -173,7 +177,7 @@ impl Node {
 
     /// Standard error of all processes so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
     /// A new client.
@@ -230,10 +234,6 @@ impl Node {
     fn addresses(&self) -> Value {
         let text = std::fs::read_to_string(self.addresses_path()).expect("the node listens");
         serde_json::from_str(&text).unwrap()
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.directory.with_extension("stderr")
     }
 }
 

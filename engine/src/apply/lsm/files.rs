@@ -112,13 +112,15 @@ pub fn open_tree(path: &Path, config: Config) -> Result<AnyTree, TableError> {
     }
 }
 
-/// Whether an open that failed so may succeed another time, with the same files.
+/// Whether an open that failed so may succeed another time, with the same files. A disk that
+/// cannot read is among that: a cable is put right, and the log that a rebuild would need may have
+/// been retired. An operator who knows better removes the table.
 fn may_pass(error: &io::Error) -> bool {
-    use io::ErrorKind::{OutOfMemory, PermissionDenied, ReadOnlyFilesystem};
-    const FILES_OPEN_MAX: [i32; 2] = [23, 24]; // ENFILE, EMFILE
+    use io::ErrorKind::{OutOfMemory, PermissionDenied, ReadOnlyFilesystem, TimedOut};
+    const DISK_OR_LIMITS: [i32; 3] = [5, 23, 24]; // EIO, ENFILE, EMFILE
     is_full(error)
-        || matches!(error.kind(), OutOfMemory | PermissionDenied | ReadOnlyFilesystem)
-        || error.raw_os_error().is_some_and(|code| FILES_OPEN_MAX.contains(&code))
+        || matches!(error.kind(), OutOfMemory | PermissionDenied | ReadOnlyFilesystem | TimedOut)
+        || error.raw_os_error().is_some_and(|code| DISK_OR_LIMITS.contains(&code))
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -16,11 +16,11 @@
 //!   own position. Ours come from a counter that is set to 0 before each change: so every reader
 //!   gets the newest set, and older ones are freed at once.
 //!
-//! What the crate does about power loss, checked in its source: a new file is written, synced and
-//! its directory synced; then the manifest `v<n>` likewise; then `current` is replaced by rename,
-//! and synced with its directory. Files that no manifest names are removed at open. So the tree
-//! opens at its last installed set after a crash at any point. The directory entry of the tree
-//! itself is synced by us.
+//! What the crate does about power loss, checked in its source, and at any request of flushes and
+//! compactions by the test `power_loss`: a new file is written, synced and its directory synced;
+//! then the manifest `v<n>` likewise; then `current` is replaced by rename, and synced with its
+//! directory. Files that no manifest names are removed at open. So the tree opens at its last
+//! installed set after a crash at any point. Its own directory's entry is synced by us.
 
 mod files;
 mod layers;

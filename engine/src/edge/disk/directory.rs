@@ -74,10 +74,7 @@ impl DataDirectory {
     /// # Errors
     /// See [`DirectoryError`].
     pub fn open(path: &Path, free_bytes_min: u64) -> Result<DataDirectory, DirectoryError> {
-        if !path.exists() {
-            let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path);
-            made.map_err(|source| classify(path, "create", source))?;
-        }
+        make_durably(path).map_err(|source| classify(path, "create", source))?;
         DataDirectory::open_existing(path, free_bytes_min)
     }
 
@@ -107,6 +104,35 @@ const DIRECTORY_MODE: u32 = 0o700;
 const LOCK_FILE: &str = "lock";
 /// More than any process number has digits.
 const PROCESS_DIGITS_MAX: u64 = 20;
+
+/// Makes the directory, its parents included, and each one's entry durable: whatever is synced in
+/// a directory is gone after a power loss when the name of the directory is.
+fn make_durably(path: &Path) -> io::Result<()> {
+    let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(missing).collect();
+    for directory in missing.iter().rev() {
+        match DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
+            // By another process just now, or it is a name such as `new/..`.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => {}
+            made => made?,
+        }
+        sync_parent(directory)?;
+    }
+    if missing.is_empty() {
+        // A process that made it may have been killed before the sync. Where others made it, its
+        // parent may be none of ours to open.
+        match sync_parent(path) {
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
 
 fn take_lock(path: &Path) -> Result<File, DirectoryError> {
     let opened = OpenOptions::new()
