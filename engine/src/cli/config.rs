@@ -5,6 +5,8 @@
 //! names file, line, key, value and what is allowed.
 
 mod ack;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod keys;
 mod list;
 pub mod print;
