@@ -124,7 +124,7 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
         Ok(document) => document,
         Err(error) => {
             let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-            problems.push(format!("{}: {}", place(offset), error.message()));
+            problems.push(plain(format!("{}: {}", place(offset), error.message())));
             return;
         }
     };
@@ -134,12 +134,13 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
             "cluster" => Section::Cluster,
             "node" => Section::Node,
             other => {
-                problems.push(format!("{at}: [{other}] is not known; {}", known_place(other)));
+                let place = known_place(other);
+                problems.push(plain(format!("{at}: [{other}] is not known; {place}")));
                 continue;
             }
         };
         let DeValue::Table(entries) = content.get_ref() else {
-            problems.push(format!("{at}: {} must be a section", section.name()));
+            problems.push(plain(format!("{at}: {} must be a section", section.name())));
             continue;
         };
         for (name, value) in entries {
@@ -150,7 +151,7 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
                     let origin = Origin::File(path.to_owned(), line_at(name.span().start));
                     given.push(Given { key, text, origin });
                 }
-                Err(problem) => problems.push(format!("{at}: {problem}")),
+                Err(problem) => problems.push(plain(format!("{at}: {problem}"))),
             }
         }
     }
@@ -306,13 +307,22 @@ fn values(draft: &Draft) -> Vec<Option<String>> {
 }
 
 fn refusal(key: &Key, value: &str, origin: &Origin, allowed: &str) -> String {
-    match origin {
+    plain(match origin {
         Origin::Flag => format!("{} {value} is not allowed: {allowed}", key.flag()),
         _ => {
             let (section, name) = (key.section.name(), key.name);
             format!("{origin}: [{section}] {name} = {value} is not allowed: {allowed}")
         }
+    })
+}
+
+/// A complaint is one line: what it quotes may hold line breaks, or bytes that steer a terminal.
+fn plain(complaint: String) -> String {
+    if !complaint.contains(char::is_control) {
+        return complaint;
     }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    complaint.chars().map(escaped).collect()
 }
 
 impl Key {
