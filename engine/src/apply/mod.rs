@@ -42,6 +42,7 @@ pub mod snapshots;
 pub mod table;
 
 #[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the fuzz target uses a part of it"))]
 mod testing;
 #[cfg(test)]
 mod tests;

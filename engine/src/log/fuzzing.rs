@@ -42,7 +42,9 @@ pub fn recovery(data: &[u8]) -> Option<Lsn> {
     // Whatever it finds, it must come to an end with a report.
     let report = verify(&disk).ok();
     if fuse > 0 {
-        disk.lose_power_at(u64::from(fuse % 8), move |sector| (sector + fuse as usize) % 3 > 0);
+        disk.lose_power_at(u64::from(fuse % 8), move |sector| {
+            !(sector + usize::from(fuse)).is_multiple_of(3)
+        });
         let first = recover(&disk, &asked);
         if !disk.restore_power() {
             assert!(first.is_ok() || disk.contents() == before, "changed something, then refused");
@@ -201,7 +203,7 @@ impl Written {
     }
 
     /// What stands at `lsn` in these files, as far as the file goes.
-    fn bytes<'a>(files: &'a BTreeMap<String, Vec<u8>>, lsn: Lsn, len: usize) -> &'a [u8] {
+    fn bytes(files: &BTreeMap<String, Vec<u8>>, lsn: Lsn, len: usize) -> &[u8] {
         let base = lsn.0 / TINY_SEGMENT_BYTES * TINY_SEGMENT_BYTES;
         let file = files.get(&segment_file_name(Lsn(base))).map_or(&[][..], Vec::as_slice);
         let rest = file.get((lsn.0 - base) as usize..).unwrap_or(&[]);
