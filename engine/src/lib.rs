@@ -5,6 +5,9 @@
 pub mod apply;
 pub mod cli;
 pub mod edge;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod intake;
 pub mod log;
 pub mod node;

@@ -150,8 +150,9 @@ impl EpochHistoryPart {
     /// # Errors
     /// [`FrameError::Body`].
     pub fn parse(body: &[u8]) -> Result<Vec<EpochStart>, FrameError> {
-        let entries = <[EpochStart]>::ref_from_bytes(body);
-        entries.map(<[EpochStart]>::to_vec).map_err(|_| FrameError::Body("epoch history"))
+        // Entry by entry: the body may lie at any address.
+        let entries = body.chunks(size_of::<EpochStart>()).map(EpochStart::read_from_bytes);
+        entries.collect::<Result<_, _>>().map_err(|_| FrameError::Body("epoch history"))
     }
 }
 
@@ -192,6 +193,17 @@ mod tests {
         body[0] = 0;
         assert!(TableDefinitions::parse(&body).is_err());
         assert!(TableDefinitions::parse(&body[..5]).is_err());
+    }
+
+    #[test]
+    fn a_history_reads_the_same_wherever_its_bytes_lie() {
+        let epoch = Epoch { counter: 1, node_id: 2, nonce: 3 };
+        let entry = EpochStart { epoch, start: Lsn(4096) };
+        for shift in 0..8 {
+            let bytes = [&[0; 8][..shift], entry.as_bytes(), entry.as_bytes()].concat();
+            assert_eq!(EpochHistoryPart::parse(&bytes[shift..]), Ok(vec![entry; 2]));
+            assert!(EpochHistoryPart::parse(&bytes[shift + 1..]).is_err());
+        }
     }
 
     #[test]

@@ -4,7 +4,17 @@
 //! Random bytes hardly ever pass a checksum, so each body looks at its input twice: as it is, and
 //! with magic, lengths, places and checksums repaired, so that what lies behind them is reached.
 
+mod handshake;
+mod input;
+mod primary;
+mod rows;
+
 use zerocopy::{FromBytes, IntoBytes};
+
+pub use self::handshake::handshake;
+pub use self::input::Input;
+pub use self::primary::primary;
+pub use self::rows::{control, rows};
 
 use crate::ack::AckPolicy;
 use crate::control::{

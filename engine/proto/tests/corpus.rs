@@ -1,7 +1,7 @@
 //! Replays the fuzz corpus through the bodies of the fuzz targets, on stable Rust.
 //!
 //! The seeds are written by real encoders: `cargo test -p rowship-proto --test corpus -- --ignored`
-//! writes them anew. What fuzzing finds is added to the same folders under the name it was given.
+//! writes them anew. Inputs that fuzzing found a defect with lie in `fuzz/regressions`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,9 @@ use rowship_proto::control::{
     AckPolicyChanged, EpochStarted, SegmentEnd, SegmentStart, TableDefinition, TableDefinitions,
 };
 use rowship_proto::frame::{FLAG_REPEAT, Seal, sealed_frame};
-use rowship_proto::fuzzing::{Accepted, LOG, START, frame_stream, message};
+use rowship_proto::fuzzing::{
+    Accepted, LOG, START, control, frame_stream, handshake, message, primary, rows,
+};
 use rowship_proto::hlc::Hlc;
 use rowship_proto::message::{
     Ack, Hello, Message, Notice, PROTOCOL_VERSIONS, Ready, Refuse, RefuseCode, Welcome,
@@ -19,32 +21,40 @@ use rowship_proto::message::{
 use rowship_proto::position::EpochStart;
 use rowship_proto::row::{Existed, Operation, RowWrite, TableId, append_transaction, key_hash};
 use rowship_proto::value::{encode_columns, encode_string};
-use rowship_proto::{Epoch, EpochHistory, FrameBuilder, FrameHeader, FrameKind, Lsn};
+use rowship_proto::{
+    Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameBuilder, FrameHeader, FrameKind, Lsn,
+};
 use zerocopy::IntoBytes;
 
-/// The body of a fuzz target.
-type Body = fn(&[u8]) -> Accepted;
 /// A row to write: table, key, operation, existed, image.
 type Written<'a> = (TableId, &'a [u8], Operation, Existed, &'a [u8]);
 
 /// All seeds of a target together; beyond this the corpus is no longer small.
 const CORPUS_BYTES_MAX: u64 = 50 << 10;
 
-fn folder(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target)
+fn folder(kind: &str, target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").join(kind).join(target)
 }
 
-/// Names and bytes of all inputs of a target.
+/// Names and bytes of all inputs of a target: its seeds, and what once showed a defect.
 fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(folder(target)).unwrap().map(|entry| entry.unwrap().path());
-    let named = entries.map(|path| {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        (name, fs::read(&path).unwrap())
-    });
-    named.collect()
+    let mut inputs = Vec::new();
+    for kind in ["corpus", "regressions"] {
+        // Most targets have no regressions.
+        let Ok(entries) = fs::read_dir(folder(kind, target)) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            inputs.push((name, fs::read(&path).unwrap()));
+        }
+    }
+    inputs
 }
 
-fn replay(target: &str, body: fn(&[u8]) -> Accepted, seeds: &[(&str, Vec<u8>, Accepted)]) {
+fn replay<T>(target: &str, body: fn(&[u8]) -> T, seeds: &[(&str, Vec<u8>, T)])
+where
+    T: PartialEq + std::fmt::Debug,
+{
     let inputs = inputs(target);
     let bytes: u64 = inputs.iter().map(|(_, input)| input.len() as u64).sum();
     assert!(bytes <= CORPUS_BYTES_MAX, "the corpus of {target} has {bytes} bytes");
@@ -69,18 +79,44 @@ fn messages_of_the_corpus_replay() {
     replay("message", message, &message_seeds());
 }
 
-/// Neither body may depend on its input being whole.
+#[test]
+fn rows_of_the_corpus_replay() {
+    replay("rows", rows, &row_seeds());
+}
+
+#[test]
+fn control_bodies_of_the_corpus_replay() {
+    replay("control", control, &control_seeds());
+}
+
+#[test]
+fn primaries_of_the_corpus_replay() {
+    replay("primary", primary, &primary_seeds());
+}
+
+#[test]
+fn handshakes_of_the_corpus_replay() {
+    replay("handshake", handshake, &handshake_seeds());
+}
+
+/// No body may depend on its input being whole.
 #[test]
 fn cut_and_flipped_seeds_are_survived() {
-    let targets: [(Body, _); 2] = [(frame_stream, frame_seeds()), (message, message_seeds())];
-    for (body, seeds) in targets {
-        for (_, seed, _) in seeds {
-            for at in (0..seed.len()).step_by(7) {
-                body(&seed[..at]);
-                let mut flipped = seed.clone();
-                flipped[at] ^= 1 << (at % 8);
-                body(&flipped);
-            }
+    bend(frame_stream, frame_seeds());
+    bend(message, message_seeds());
+    bend(rows, row_seeds());
+    bend(control, control_seeds());
+    bend(primary, primary_seeds());
+    bend(handshake, handshake_seeds());
+}
+
+fn bend<T>(body: fn(&[u8]) -> T, seeds: Vec<(&str, Vec<u8>, T)>) {
+    for (_, seed, _) in seeds {
+        for at in (0..seed.len()).step_by(7) {
+            body(&seed[..at]);
+            let mut flipped = seed.clone();
+            flipped[at] ^= 1 << (at % 8);
+            body(&flipped);
         }
     }
 }
@@ -88,11 +124,19 @@ fn cut_and_flipped_seeds_are_survived() {
 #[test]
 #[ignore = "writes the seeds anew"]
 fn write_the_seeds() {
-    for (target, seeds) in [("frame_stream", frame_seeds()), ("message", message_seeds())] {
-        fs::create_dir_all(folder(target)).unwrap();
-        for (name, seed, _) in seeds {
-            fs::write(folder(target).join(name), seed).unwrap();
-        }
+    write("frame_stream", frame_seeds());
+    write("message", message_seeds());
+    write("rows", row_seeds());
+    write("control", control_seeds());
+    write("primary", primary_seeds());
+    write("handshake", handshake_seeds());
+}
+
+fn write<T>(target: &str, seeds: Vec<(&str, Vec<u8>, T)>) {
+    let folder = folder("corpus", target);
+    fs::create_dir_all(&folder).unwrap();
+    for (name, seed, _) in seeds {
+        fs::write(folder.join(name), seed).unwrap();
     }
 }
 
@@ -278,4 +322,89 @@ fn message_seeds() -> Seeds {
     let expected = accepted(6, &all);
     seeds.push(("all", all, expected));
     seeds
+}
+
+fn row_seeds() -> Vec<(&'static str, Vec<u8>, u64)> {
+    let mut stream = Stream::new();
+    stream.rows(1, &[3, 1, 6]);
+    let body = stream.bytes[FRAME_HEADER_BYTES..].to_vec();
+    let columns: [(&[u8], &[u8]); 2] = [(b"year", b"1999"), (b"seats", b"149")];
+    // Read as decisions: how many rows, and of each table, mark, key and image.
+    let decisions = [
+        &[2, 1, 0, 3][..],
+        b"abc",
+        &[0, 2, 1, 2],
+        b"de",
+        &[1, 5],
+        b"value",
+        &[9, 1, 0, 3, 2, 0, 1],
+        b"x",
+        &[2, 1, 4, 4],
+        b"yearseat19991490",
+    ];
+    vec![
+        ("body", body, 33),
+        ("columns", encode_columns(&columns), 7),
+        ("string", encode_string(b"a value"), 1),
+        ("decisions", decisions.concat(), 5),
+    ]
+}
+
+fn control_seeds() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let mut frames = Stream::new();
+    frames.segment_start(1);
+    let start = frames.bytes[FRAME_HEADER_BYTES..].to_vec();
+    let end = SegmentEnd { next_base: Lsn(64 << 10), next_segment_bytes: 64 << 10 };
+    let started = EpochStarted { previous: epoch(1), inherited_committed: START };
+    let changed = AckPolicyChanged { from: START, to: Lsn::ZERO, reason: 0 };
+    let mut tables = Vec::new();
+    for (id, name) in [(1, &b"planes"[..]), (2, b"")] {
+        TableDefinitions::encode(&TableDefinition { id: TableId(id), name }, &mut tables);
+    }
+    let history = [
+        EpochStart { epoch: epoch(1), start: START },
+        EpochStart { epoch: epoch(4), start: Lsn(8192) },
+    ];
+    let body = |kind: u8, parts: &[&[u8]]| [&[kind][..], &parts.concat()].concat();
+    let policy = b"semi-sync FIRST 2 received (a, b)";
+    vec![
+        ("segment_start", body(0, &[&start]), true),
+        ("segment_end", body(1, &[end.as_bytes()]), true),
+        ("epoch_start", body(2, &[started.as_bytes(), b"async"]), true),
+        ("ack_policy", body(3, &[changed.as_bytes(), policy]), true),
+        ("tables", body(4, &[&tables]), true),
+        ("history", body(5, &[history.as_bytes()]), true),
+        ("policy", body(6, &[policy]), true),
+        ("token", body(6, &[b"4-0000000000000007-0000000000000028:8200"]), true),
+    ]
+}
+
+/// A byte for the policy, then events as `fuzzing/primary.rs` reads them.
+fn primary_seeds() -> Vec<(&'static str, Vec<u8>, Lsn)> {
+    let begins: &[u8] = &[8, 10, 0, 8, 20, 1];
+    // Replica `a` says hello, with an empty log; it is welcomed, ready, sent to, and acknowledges.
+    let joins: &[u8] = &[0, 0, 0, 0, 0, 99, 0, 1, 0, 3, 2, 0, 99, 0];
+    let acks: &[u8] = &[4, 0, 255, 4, 0, 255, 5, 0, 250, 250, 0, 0];
+    let durable: &[u8] = &[8, 255, 2];
+    let life = |policy: u8| [&[policy], begins, durable, joins, acks, &[7, 0], joins].concat();
+    vec![
+        ("async", life(0), Lsn(5056)),
+        ("semi_sync", life(1), Lsn(5056)),
+        ("first", life(4), Lsn(5056)),
+        ("sync", life(7), Lsn(5056)),
+    ]
+}
+
+/// Events as `fuzzing/handshake.rs` reads them: who, to whom, what.
+fn handshake_seeds() -> Vec<(&'static str, Vec<u8>, (u64, u64))> {
+    let reigns = |who: u8| [who, 0, 0, 1];
+    let appends = |who: u8| [who, 0, 1, 9];
+    let follows = |who: u8, whom: u8, units: u8| [who, whom, 3, units];
+    let begin = [reigns(0), appends(0), follows(1, 0, 200), follows(2, 0, 5)].concat();
+    let failover = [reigns(1), appends(1), appends(0), follows(2, 1, 200), follows(0, 1, 200)];
+    let token = [0, 0, 5, 2];
+    vec![
+        ("follow", begin.clone(), (2, 0)),
+        ("failover", [&begin[..], &token, &failover.concat()].concat(), (4, 1)),
+    ]
 }

@@ -54,13 +54,8 @@ impl<T: Table + ?Sized> Lane<T> {
         })?;
         self.next = window.end;
         let Some(rows_delta) = window.countdown.arrive(rows_delta) else { return Ok(None) };
-        let mark = self.applied.next(window.end, rows_delta);
-        // The table first: who sees `visible` pins at least that. (The other way round a primary
-        // dropped pending images that a pin of that moment did not reach yet, and read-modify-write
-        // went on from the image before.) A pin a little above `visible` shows a whole window.
-        self.table.published(mark);
-        self.applied.publish(mark);
-        self.applied.notify();
+        let told = |mark| self.table.published(mark);
+        let mark = self.applied.complete(window.end, rows_delta, told);
         Ok(Some(mark))
     }
 

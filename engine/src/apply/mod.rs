@@ -31,6 +31,8 @@
 //! waits for a maintenance turn when it says no. A lane itself never waits, so what can pile up
 //! beyond the table's limits is what is in flight: windows times their size.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod lane;
 pub mod lsm;
 pub mod memory;
@@ -39,6 +41,9 @@ pub mod publish;
 pub mod snapshots;
 pub mod table;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the fuzz target uses a part of it"))]
+mod testing;
 #[cfg(test)]
 mod tests;
 

@@ -1,10 +1,11 @@
 //! The outcome of apply, shared by lanes, the ring thread and maintenance.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use rowship_proto::Lsn;
 use rowship_sync::Watermark;
+use rowship_sync::sync::{Mutex, MutexGuard};
 
 use super::ApplyError;
 
@@ -73,22 +74,24 @@ impl Applied {
         (self.notify)();
     }
 
-    /// The mark at `end`, with `rows_delta` more rows: for [`Applied::publish`]. Called by the last
-    /// lane of a window.
-    pub(super) fn next(&self, end: Lsn, rows_delta: i64) -> Mark {
+    /// The window that ends at `end` is done, with `rows_delta` more rows: called by its last lane.
+    /// The table is told by `published` before anybody sees `visible` there: who sees it pins at
+    /// least that. (The other way round a primary dropped pending images that a pin of that moment
+    /// did not reach yet, and read-modify-write went on from the image before.) A pin a little
+    /// above `visible` shows a whole window.
+    pub(super) fn complete(&self, end: Lsn, rows_delta: i64, published: impl FnOnce(Mark)) -> Mark {
         // Saturating: a writer that miscounts must not be able to stop a replica.
-        Mark { lsn: end, rows: self.mark().rows.saturating_add_signed(rows_delta) }
+        let mark = Mark { lsn: end, rows: self.mark().rows.saturating_add_signed(rows_delta) };
+        published(mark);
+        self.publish(mark);
+        (self.notify)();
+        mark
     }
 
-    /// Moves on to `mark`, which the table knows already.
-    pub(super) fn publish(&self, mark: Mark) {
+    fn publish(&self, mark: Mark) {
         let mut present = self.lock();
         *present = mark;
         self.visible.advance(mark.lsn.0);
-    }
-
-    pub(super) fn notify(&self) {
-        (self.notify)();
     }
 
     fn lock(&self) -> MutexGuard<'_, Mark> {

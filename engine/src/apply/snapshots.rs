@@ -12,10 +12,11 @@
 //! an hour keeps one version per key, not all versions of that hour.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use rowship_proto::Lsn;
+use rowship_sync::sync::atomic::{AtomicU64, Ordering};
+use rowship_sync::sync::{Mutex, MutexGuard};
 
 use super::publish::Mark;
 
@@ -229,7 +230,7 @@ impl<K: PartialEq> Collector<K> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(rowship_loom)))]
 mod tests {
     use super::*;
 

@@ -5,6 +5,8 @@
 //! names file, line, key, value and what is allowed.
 
 mod ack;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod keys;
 mod list;
 pub mod print;
@@ -123,13 +125,13 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
         Err(error) => {
             let offset = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = text.lines().nth(line_at(offset) - 1).unwrap_or_default();
-            problems.push(format!(
+            problems.push(plain(format!(
                 "{}: '{}' is not TOML: {}. Allowed: [section], name = number, name = \"text\" \
                  (sizes and times are text: \"64MiB\"), name = true or false, each name once",
                 place(offset),
                 clip(line.trim()),
                 error.message()
-            ));
+            )));
             return;
         }
     };
@@ -139,12 +141,13 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
             "cluster" => Section::Cluster,
             "node" => Section::Node,
             other => {
-                problems.push(format!("{at}: [{other}] is not known; {}", known_place(other)));
+                let place = known_place(other);
+                problems.push(plain(format!("{at}: [{other}] is not known; {place}")));
                 continue;
             }
         };
         let DeValue::Table(entries) = content.get_ref() else {
-            problems.push(format!("{at}: {} must be a section", section.name()));
+            problems.push(plain(format!("{at}: {} must be a section", section.name())));
             continue;
         };
         for (name, value) in entries {
@@ -155,7 +158,7 @@ fn parse_file(path: &Path, text: &str, given: &mut Vec<Given>, problems: &mut Ve
                     let origin = Origin::File(path.to_owned(), line_at(name.span().start));
                     given.push(Given { key, text, origin });
                 }
-                Err(problem) => problems.push(format!("{at}: {problem}")),
+                Err(problem) => problems.push(plain(format!("{at}: {problem}"))),
             }
         }
     }
@@ -315,13 +318,22 @@ fn values(draft: &Draft) -> Vec<Option<String>> {
 }
 
 fn refusal(key: &Key, value: &str, origin: &Origin, allowed: &str) -> String {
-    match origin {
+    plain(match origin {
         Origin::Flag => format!("{} {value} is not allowed: {allowed}", key.flag()),
         _ => {
             let (section, name) = (key.section.name(), key.name);
             format!("{origin}: [{section}] {name} = {value} is not allowed: {allowed}")
         }
+    })
+}
+
+/// A complaint is one line: what it quotes may hold line breaks, or bytes that steer a terminal.
+fn plain(complaint: String) -> String {
+    if !complaint.contains(char::is_control) {
+        return complaint;
     }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    complaint.chars().map(escaped).collect()
 }
 
 impl Key {

@@ -4,6 +4,8 @@
 //! values joined by `--separator` (default `:`); the key's columns stay columns as well, so that
 //! HGETALL gives back the whole line. Rows are upserts: loading a file again is harmless.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod progress;
 pub mod rows;
 pub mod sender;

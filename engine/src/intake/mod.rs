@@ -13,6 +13,8 @@ pub mod decode;
 #[cfg(test)]
 mod differential;
 pub mod execute;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod glob;
 mod hashes;
 pub mod key;

@@ -36,6 +36,8 @@ pub mod segment;
 pub mod survey;
 pub mod tools;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;
 

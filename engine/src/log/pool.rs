@@ -119,4 +119,28 @@ mod tests {
         assert_eq!(returned.load(Ordering::Relaxed), 1);
         assert_eq!(pool.free(), 1);
     }
+
+    #[test]
+    fn bytes_stay_as_they_are_while_any_thread_reads_them() {
+        let pool = FramePool::new(2, 4096, || ()).unwrap();
+        let mut sent = 0;
+        std::thread::scope(|scope| {
+            let (send, receive) = std::sync::mpsc::sync_channel::<(u8, Bytes)>(2);
+            let reader = scope.spawn(move || {
+                let read = |(mark, bytes): (u8, Bytes)| bytes.iter().all(|byte| *byte == mark);
+                receive.into_iter().map(read).filter(|whole| *whole).count()
+            });
+            while sent < 2000 {
+                // Back from the reader's thread, sooner or later.
+                let Some(mut buffer) = pool.take() else { continue };
+                let mark = (sent % 251) as u8;
+                buffer.as_mut().fill(mark);
+                send.send((mark, buffer.freeze(4096))).unwrap();
+                sent += 1;
+            }
+            drop(send);
+            assert_eq!(reader.join().unwrap(), sent);
+        });
+        assert_eq!(pool.free(), 2);
+    }
 }

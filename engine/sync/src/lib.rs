@@ -2,7 +2,8 @@
 //!
 //! Everything here is written against [`sync`], the only switch between std and loom: with
 //! `RUSTFLAGS="--cfg rowship_loom"` the very same source runs under the model checker, in the
-//! package `loom-tests` (one file per type). The shape of the switch is tokio's (`tokio/src/loom`).
+//! package `loom-tests` (one file per type), and so does what `engine/src/apply` shares between
+//! threads. The shape of the switch is tokio's (`tokio/src/loom`).
 //!
 //! - [`Watermark`]: a position that one writer moves and many threads read.
 //! - [`Countdown`]: how N lanes agree that they are all done with one window, without a lock.

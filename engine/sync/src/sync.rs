@@ -2,7 +2,7 @@
 //! this package names `std::sync` directly.
 
 #[cfg(not(rowship_loom))]
-pub use std::sync::Arc;
+pub use std::sync::{Arc, Mutex, MutexGuard};
 /// Atomic integers.
 #[cfg(not(rowship_loom))]
 pub mod atomic {
@@ -10,7 +10,7 @@ pub mod atomic {
 }
 
 #[cfg(rowship_loom)]
-pub use loom::sync::Arc;
+pub use loom::sync::{Arc, Mutex, MutexGuard};
 /// Atomic integers, as the model checker sees them.
 #[cfg(rowship_loom)]
 pub mod atomic {

@@ -1,7 +1,7 @@
 //! Tests of the room as a whole: random logs, random windows, random interleavings, against a
 //! plain map.
 
-pub mod log;
+pub(super) use super::testing as log;
 mod lsm;
 mod prefix;
 

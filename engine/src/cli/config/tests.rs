@@ -60,6 +60,13 @@ fn all_complaints_come_at_once() {
 }
 
 #[test]
+fn complaints_stay_on_their_line_whatever_they_quote() {
+    let text = load("[node]\ntable = \"a\\n\\u001b[2J\"\nlanes = [\n3]", &[]).unwrap_err();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("\nnode.toml:2: [node] table = a\\n\\u{1b}[2J is not"), "{text}");
+}
+
+#[test]
 fn every_number_refuses_what_is_outside_its_limits() {
     for key in KEYS {
         let keys::Field::Number(number) = &key.field else { continue };

@@ -70,7 +70,6 @@ impl<R: Read> CsvRows<R> {
             record_start: 0,
             line_breaks: VecDeque::new(),
             lines_before: 0,
-            last_byte: 0,
             input_end: None,
         };
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(guard);
@@ -174,12 +173,11 @@ struct RecordGuard<R> {
     read: u64,
     /// Where the record that is being read starts.
     record_start: u64,
-    /// Offsets of line feeds behind the last record's start, and whether each follows a carriage
-    /// return. Bounded by the record's size and the reader's buffer.
+    /// Offsets of line feeds and carriage returns behind the last record's start, and whether each
+    /// is a feed. Bounded by the record's size and the reader's buffer.
     line_breaks: VecDeque<(u64, bool)>,
     /// Line feeds before those.
     lines_before: u64,
-    last_byte: u8,
     /// Where the input ended. Behind it come [`AFTER_INPUT`] line breaks of our own.
     input_end: Option<u64>,
 }
@@ -196,14 +194,11 @@ impl<R> RecordGuard<R> {
 
     /// The line, counted from one, of the first byte at or after `offset` that is no line break.
     fn line_at(&mut self, mut offset: u64) -> u64 {
-        while let Some(&(at, after_return)) = self.line_breaks.front() {
-            let blank = at == offset || (at == offset + 1 && after_return);
-            if at >= offset && !blank {
-                break;
-            }
+        while let Some(&(at, is_feed)) = self.line_breaks.front().filter(|found| found.0 <= offset)
+        {
             offset = offset.max(at + 1);
             self.line_breaks.pop_front();
-            self.lines_before += 1;
+            self.lines_before += u64::from(is_feed);
         }
         self.lines_before + 1
     }
@@ -226,10 +221,9 @@ impl<R: Read> Read for RecordGuard<R> {
             buffer[..len].fill(b'\n');
         }
         for byte in &buffer[..len] {
-            if *byte == b'\n' {
-                self.line_breaks.push_back((self.read, self.last_byte == b'\r'));
+            if matches!(byte, b'\n' | b'\r') {
+                self.line_breaks.push_back((self.read, *byte == b'\n'));
             }
-            self.last_byte = *byte;
             self.read += 1;
         }
         Ok(len)
@@ -300,6 +294,10 @@ mod tests {
                 keys(text.as_bytes(), &["a"]).into_iter().map(|line| line.unwrap().0).collect();
             assert_eq!(lines, [3, 6, 8], "{end:?}");
         }
+        // A file that went through one conversion too many: only line feeds are lines to an editor.
+        let lines: Vec<_> =
+            keys(b"a\n1\r\n\r\r\n2\n", &["a"]).into_iter().map(|line| line.unwrap().0).collect();
+        assert_eq!(lines, [2, 4]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rowship_proto::row::{
 };
 use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameKind, Lsn};
 
-use super::super::plan::Window;
+use super::plan::Window;
 
 /// Seed of the test log.
 pub const SEED: u64 = 0x5eed_0000_1234_5678;
@@ -126,7 +126,7 @@ impl LogWriter {
                 let range = if random.below(2) == 0 { keys } else { 3 };
                 let number = random.below(range);
                 let (table, key) = (number as u32 % 3, number.to_string());
-                let exists = self.newest.contains_key(&(table, key.clone().into_bytes()));
+                let exists = self.exists(table, key.as_bytes());
                 let existed = if exists { Existed::Yes } else { Existed::No };
                 if random.below(4) == 0 {
                     self.delete(table, key.as_bytes(), existed);
@@ -149,6 +149,22 @@ impl LogWriter {
             };
         }
         state
+    }
+
+    /// The last row of each key that lies in `start..end`.
+    pub fn last_rows(&self, start: Lsn, end: Lsn) -> BTreeMap<(u32, Vec<u8>), Lsn> {
+        let inside = self.rows.iter().filter(|row| row.lsn >= start && row.lsn < end);
+        inside.map(|row| ((row.table, row.key.clone()), row.lsn)).collect()
+    }
+
+    /// Whether rows wait for [`LogWriter::frame`].
+    pub fn is_open(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether the newest row of this key is a put.
+    pub fn exists(&self, table: u32, key: &[u8]) -> bool {
+        self.newest.contains_key(&(table, key.to_vec()))
     }
 
     /// All keys ever written.
