@@ -179,7 +179,10 @@ impl ReplyEnd {
             while self.pending.last() == Some(&0) {
                 self.pending.pop();
             }
-            let Some(level) = self.pending.last_mut() else { return Ok(Some(self.at)) };
+            let Some(level) = self.pending.last_mut() else {
+                // The bytes of the last bulk string may still be on their way.
+                return Ok((self.at <= buffer.len()).then_some(self.at));
+            };
             self.searched = self.searched.max(self.at);
             let Some(rest) = buffer.get(self.searched..) else { return Ok(None) };
             let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
@@ -246,14 +249,16 @@ mod tests {
 
     #[test]
     fn end_is_found_however_the_bytes_arrive() {
-        let text = b"*3\r\n$3\r\nabc\r\n%1\r\n+k\r\n$-1\r\n*1\r\n:5\r\n";
-        let mut finder = ReplyEnd::default();
-        for len in 0..text.len() {
-            assert_eq!(finder.find(&text[..len]), Ok(None), "after {len} bytes");
+        let last_is_a_line: &[u8] = b"*3\r\n$3\r\nabc\r\n%1\r\n+k\r\n$-1\r\n*1\r\n:5\r\n";
+        for text in [last_is_a_line, b"*2\r\n:1\r\n$3\r\nabc\r\n", b"$3\r\nabc\r\n"] {
+            let mut finder = ReplyEnd::default();
+            for len in 0..text.len() {
+                assert_eq!(finder.find(&text[..len]), Ok(None), "after {len} bytes");
+            }
+            let mut longer = text.to_vec();
+            longer.extend_from_slice(b"+next\r\n");
+            assert_eq!(finder.find(&longer), Ok(Some(text.len())));
         }
-        let mut longer = text.to_vec();
-        longer.extend_from_slice(b"+next\r\n");
-        assert_eq!(finder.find(&longer), Ok(Some(text.len())));
     }
 
     #[test]
