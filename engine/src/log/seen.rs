@@ -52,6 +52,8 @@ impl Seen {
         self.frames += 1;
         self.committed = self.committed.max(header.committed);
         if self.reign.is_none_or(|(epoch, _)| epoch != header.epoch) {
+            // A reign may have ended with nothing but a segment's start.
+            self.settle();
             self.reign = Some((header.epoch, header.lsn));
         }
         let repeat = header.flags & FLAG_REPEAT != 0;
