@@ -146,6 +146,12 @@ pub fn open_table<D: Disk>(
     let mut events = Vec::new();
     let (table, mut start): (Arc<dyn Table>, Mark) = match settings.node.table {
         TableKind::Memory => (Arc::new(MemoryTable::new()), Mark::ZERO),
+        #[cfg(feature = "sim")]
+        TableKind::Imaged => {
+            let bytes = settings.node.memtable_bytes;
+            let table = super::imaged::ImagedTable::open(disk.clone(), durable, bytes);
+            (Arc::new(table.map_err(|error| NodeError::directory(&error))?), durable)
+        }
         TableKind::Lsm => {
             let path = table_path(&settings.node.data_dir);
             let opened = LsmTable::open(&path, lsm_settings(settings), durable);
