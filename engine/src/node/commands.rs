@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rowship_proto::ack::{AckPolicy, ClientPolicy};
 use rowship_proto::position::Located;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Position};
 
 use super::appender::Full;
@@ -181,7 +182,12 @@ async fn transaction<E: Edge>(
     let outcome = match (writes, node.primary()) {
         (true, Some(primary)) => match admitted(node, client, primary).await {
             Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
-            Err(reply) => (refused(reply, exec), Needs::default()),
+            Err(reply) => {
+                if planted(Bug::RefusedIsAppended) && node.admission(primary).is_ok() {
+                    let _ = execute_all(node, client, commands, &watched, &fetched, exec);
+                }
+                (refused(reply, exec), Needs::default())
+            }
         },
         _ => execute_all(node, client, commands, &watched, &fetched, exec),
     };
@@ -221,6 +227,7 @@ fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
         let missing = primary.machine.borrow().missing(&policy);
         if !missing.is_empty() {
             count(&node.counters.writes_refused, 1);
+            mark(Mark::RefusedForReplica);
             let text = format!(
                 "NOREPLICAS Not enough good replicas to write. Missing: {}",
                 missing.join(", ")
@@ -439,9 +446,14 @@ async fn wait_position<E: Edge>(
             },
         };
         match located {
-            Located::Lost => Some("lost"),
-            Located::OnHistory if node.visible.get() >= token.lsn => Some("reached"),
-            Located::OnHistory | Located::Unknown => {
+            Located::Lost if !planted(Bug::WaitByLsnAlone) => {
+                mark(Mark::WaitLost);
+                Some("lost")
+            }
+            Located::Lost | Located::OnHistory if node.visible.get() >= token.lsn => {
+                Some("reached")
+            }
+            Located::Lost | Located::OnHistory | Located::Unknown => {
                 (node.is_stopping() || client.outbox.is_broken()).then_some("timeout")
             }
         }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rowship_proto::control::SegmentEnd;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
+use zerocopy::FromBytes;
 
 use super::NodeError;
 use super::state::{Node, Stop};
@@ -19,11 +21,12 @@ use crate::log::segment::segment_file_name;
 
 /// Runs until the node stops. `lanes` are the queues of the lanes, in order.
 pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
+    let mut first = true;
     loop {
         let limit = node
             .changed
             .until(|| {
-                let limit = node.committed.get().min(node.durable.get());
+                let limit = limit_of(&node);
                 let go = limit > node.dispatched.get() && node.table.ready();
                 match go {
                     _ if node.is_closing() => Some(None),
@@ -33,8 +36,11 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             })
             .await;
         let Some(limit) = limit else { return };
-        let window = next_window(&node, limit, lanes.len()).await;
-        if limit > node.committed.get().min(node.durable.get()) {
+        let mut window = next_window(&node, limit, lanes.len()).await;
+        if std::mem::take(&mut first) && planted(Bug::ResumeOneFrameLate) {
+            skip_frame(&mut window);
+        }
+        if limit > limit_of(&node) {
             // The log was cut while the window was put together: it is not what stands there now.
             continue;
         }
@@ -56,13 +62,29 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             // committed. It will say more, or it is not to be believed.
             Ok(None) => {
                 let moved = || {
-                    let now = node.committed.get().min(node.durable.get());
+                    let now = limit_of(&node);
                     (now != limit || node.is_closing()).then_some(())
                 };
                 node.changed.until(moved).await;
             }
             Err(error) => return node.stop(Stop::Failed(error)),
         }
+    }
+}
+
+/// Up to where frames may be applied.
+fn limit_of<E: Edge>(node: &Node<E>) -> Lsn {
+    if planted(Bug::ApplyBeyondCommitted) {
+        return node.durable.get();
+    }
+    node.committed.get().min(node.durable.get())
+}
+
+/// For [`Bug::ResumeOneFrameLate`].
+fn skip_frame(window: &mut Result<Option<(Window, Lsn)>, NodeError>) {
+    let Ok(Some((window, _))) = window else { return };
+    if let Ok((header, _)) = FrameHeader::read_from_prefix(&window.parts[0]) {
+        bytes::Buf::advance(&mut window.parts[0], header.frame_bytes());
     }
 }
 
@@ -82,6 +104,7 @@ async fn next_window<E: Edge>(
         parts.push(run.bytes);
     }
     if parts.is_empty() {
+        mark(Mark::FedFromMaps);
         while end < limit && bytes < bytes_max {
             let read = node.segments.read(end, limit, bytes_max - bytes);
             let Some((run, next)) = read.map_err(|error| NodeError::log(&error))? else { break };
@@ -110,6 +133,7 @@ pub(super) async fn verify<E: Edge>(
     match checked.await {
         Ok(Ok(())) => Ok(()),
         Ok(Err((lsn, error))) => {
+            mark(Mark::DamageFound);
             let held = node.segments.maps.borrow().segment_of(lsn);
             let base = held.map_or(start, |(base, _)| base);
             Err(LogError::Damage {

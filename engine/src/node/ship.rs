@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
 use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, RefuseCode, Welcome};
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
@@ -197,6 +198,7 @@ async fn welcome<E: Edge>(
     let (now, peer) = (node.edge.now(), link.stream.peer());
     let accepted = primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
     if let Some(old) = accepted.replaces {
+        mark(Mark::HalfOpenReplaced);
         tracing::info!(peer, name = %hello.name, "replaces its own half-open link");
         let old = primary.links.borrow_mut().remove(&old);
         if let Some(old) = old {
@@ -205,6 +207,7 @@ async fn welcome<E: Edge>(
         }
     }
     if let Some(promised) = accepted.promise_broken {
+        mark(Mark::PromiseBroken);
         node.event(format!(
             "replica '{}' resumes at LSN {} but had acknowledged {promised} as durable: its disk \
              lost data",
@@ -263,6 +266,10 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         })
         .await;
     let Some(mut shipped) = start else { return };
+    if planted(Bug::ShipOneFrameLate) {
+        let run = node.segments.read(shipped, node.durable.get(), 1);
+        shipped = run.ok().flatten().map_or(shipped, |(_, next)| next);
+    }
     let mut told = Told { committed: Lsn::ZERO, at: node.edge.now() };
     let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
@@ -323,7 +330,10 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
     let acked = machine.replicas().values().find(|replica| replica.link == link.id)?.acked.received;
     let closing = node.is_closing();
     let appended = node.appended.get();
-    if shipped < appended && shipped.since(acked) < node.settings.node.send_window_bytes {
+    let window_full = shipped.since(acked) >= node.settings.node.send_window_bytes;
+    if shipped < appended && window_full {
+        mark(Mark::SendWindowFull);
+    } else if shipped < appended {
         let runs = node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
@@ -391,6 +401,7 @@ fn last_committed(run: &[u8]) -> Option<Lsn> {
 /// Durable frames behind the tip. Cold pages are brought in on the preparation worker, so that
 /// the send does not wait for the disk on the ring thread.
 async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
+    mark(Mark::ShippedFromMaps);
     let limit = node.durable.get();
     let bytes_max = node.settings.node.transfer_bytes;
     let populate = node.segments.maps.borrow().populate_range(from, bytes_max);
