@@ -62,7 +62,6 @@ impl Holdings<'_> {
                 return Err(refuse(RefuseCode::ForkedEpoch, text));
             }
             EpochVerdict::Older => {
-                mark(Mark::OldEpochRefused);
                 let text = format!(
                     "the primary's epoch {} is over: this replica has seen {}",
                     welcome.epoch, self.highest_epoch

@@ -31,8 +31,6 @@ macro_rules! named {
 named! {
     /// A rare path that a run of many seeds must reach.
     Mark {
-        /// A replica refused a primary whose epoch is over.
-        OldEpochRefused = "old-epoch-refused",
         /// A replica or primary refused a second epoch of one counter.
         ForkedEpochRefused = "forked-epoch-refused",
         /// A primary refused a replica that has seen a newer epoch.

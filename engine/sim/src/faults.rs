@@ -168,8 +168,10 @@ fn strike(cluster: &Cluster, injected: &Injected, random: &mut Random) -> Option
         0..22 => Some(cut(cluster, random)),
         22..37 => {
             let (one, other) = pair(cluster, random);
-            if world.network.reset_one(&one, &other) {
-                world.count_fault("connection reset");
+            let both = random.chance(500);
+            if world.network.reset_one(&one, &other, both) {
+                let kind = if both { "connection reset" } else { "connection reset at one end" };
+                world.count_fault(kind);
             }
             None
         }

@@ -21,4 +21,5 @@ pub mod ledger;
 pub mod operator;
 pub mod probe;
 pub mod run;
+pub mod scenario;
 pub mod workload;

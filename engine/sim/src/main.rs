@@ -93,6 +93,9 @@ fn main() -> ExitCode {
 /// A run gives up after so many failures.
 const FAILURES_MAX: u64 = 5;
 
+/// Paths that only scenarios reach: random runs do not retire what a new member would need.
+const IN_SCENARIOS: &[Mark] = &[Mark::RetiredRefused];
+
 #[derive(Default)]
 struct Total {
     runs: u64,
@@ -154,7 +157,8 @@ impl Total {
     }
 
     fn missing(&self) -> Vec<&'static str> {
-        let absent = |mark: &&Mark| !self.marks.contains_key(*mark);
+        let absent =
+            |mark: &&Mark| !self.marks.contains_key(*mark) && !IN_SCENARIOS.contains(*mark);
         Mark::ALL.iter().filter(absent).map(|mark| mark.name()).collect()
     }
 

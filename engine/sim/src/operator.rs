@@ -125,6 +125,10 @@ impl Operator {
                 self.note_caught_up(at, member);
                 continue;
             }
+            if self.chaos.promotion == Promotion::AfterCleanStop {
+                // What it had confirmed was in its memory: it counts again when it has caught up.
+                self.behind.borrow_mut().insert(at);
+            }
             if let Some(exit) = member.take_exit() {
                 self.judge(member, exit.err())?;
             }

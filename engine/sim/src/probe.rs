@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use rowship::apply::table::ScanLimits;
+use rowship::log::segment::segment_file_name;
 use rowship_proto::primary::FIRST_FRAME;
+use rowship_proto::verify::find_live_frame;
 use rowship_proto::{EpochHistory, LogId, Lsn};
 
 use crate::cluster::{Cluster, Member, SimNode};
@@ -81,6 +83,7 @@ impl Probe {
         if newest_counter(node).is_none_or(|counter| counter < ledger.counter_min()) {
             return Ok(());
         }
+        check_end(member, node, log_id.seed())?;
         let segments = member.segments();
         let Some(oldest) = segments.first().map(|base| base.plus(FIRST_FRAME.0)) else {
             return Ok(());
@@ -132,6 +135,26 @@ impl Probe {
             short(found.get(*key)),
             short(expected.get(*key)),
         ))
+    }
+}
+
+/// Bytes behind the end of a log that are looked at: more than one write may leave there.
+const BEHIND_BYTES: usize = 12 << 10;
+
+/// While nothing is written, no live frame stands behind the end of the log: a later recovery
+/// would take it for a part of the log, or for damage.
+fn check_end(member: &Member, node: &SimNode, seed: u64) -> Result<(), Violation> {
+    let end = node.appended.get();
+    let quiet = node.writes.is_idle() && node.segments.changing.try_lock().is_ok();
+    let held = node.segments.maps.borrow().segment_of(end);
+    let Some((base, _)) = held.filter(|_| quiet && end == node.durable.get()) else {
+        return Ok(());
+    };
+    let offset = end.since(base);
+    let bytes = member.machine.disk.peek(&segment_file_name(base), offset, BEHIND_BYTES);
+    match find_live_frame(&bytes, end, seed) {
+        None => Ok(()),
+        Some(lsn) => Err(format!("the log ends at {end}, but a live frame stands at {lsn}")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What clients do: writers on whatever `primary` stands for, readers on any node.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct Workload {
     cluster: Rc<Cluster>,
     /// What they were told.
     pub history: Rc<History>,
+    /// Writes whose fate was left open, with their tokens: to be asked about later.
+    open: RefCell<Vec<(usize, Position)>>,
     /// They finish what they are at, and end.
     pub over: Cell<bool>,
     process: Rc<Process>,
@@ -41,7 +43,8 @@ impl Workload {
     pub fn new(cluster: Rc<Cluster>) -> Rc<Workload> {
         let process = Machine::new(&cluster.world, CLIENT_HOST).start();
         let history = Rc::new(History::default());
-        Rc::new(Workload { cluster, history, over: Cell::new(false), process })
+        let open = RefCell::default();
+        Rc::new(Workload { cluster, history, open, over: Cell::new(false), process })
     }
 
     /// Runs a client until the workload is over.
@@ -110,7 +113,9 @@ impl Client {
             50..62 => self.increment().await,
             62..66 => self.delete().await,
             66..76 => self.read(None).await,
-            76..88 => self.burst().await,
+            76..86 => self.burst().await,
+            86..90 => self.write_loosely().await,
+            90..93 => self.ask_later().await,
             _ => self.write_and_follow().await,
         }
     }
@@ -184,7 +189,7 @@ impl Client {
         let len = match self.random.below(4) {
             0 => self.random.below(bytes_max),
             1 => self.random.below(bytes_max / 4),
-            _ => self.random.below(40),
+            _ => self.random.below(40.min(bytes_max)),
         };
         value.resize(value.len() + len as usize, b'x');
         value
@@ -210,7 +215,11 @@ impl Client {
     }
 
     fn one_write(&mut self) -> (Vec<Vec<u8>>, Action) {
-        let value = self.value(VALUE_BYTES_MAX);
+        self.one_write_of(VALUE_BYTES_MAX)
+    }
+
+    fn one_write_of(&mut self, bytes_max: u64) -> (Vec<Vec<u8>>, Action) {
+        let value = self.value(bytes_max);
         if self.random.chance(250) {
             let key = format!("h:{}", self.random.below(3)).into_bytes();
             let columns = vec![(b"v".to_vec(), value.clone()), (b"w".to_vec(), b"same".to_vec())];
@@ -262,8 +271,10 @@ impl Client {
     /// Many writes without waiting for replies in between.
     async fn burst(&mut self) -> Result<(), Broken> {
         let (mut commands, mut ops) = (Vec::new(), Vec::new());
-        for _ in 0..self.random.between((5, 40)) {
-            let (command, action) = self.one_write();
+        // Many small rows fill frames to the brim.
+        let (least, bytes_max) = *self.random.pick(&[(5, VALUE_BYTES_MAX), (30, 30)]);
+        for _ in 0..self.random.between((least, 2 * least + 30)) {
+            let (command, action) = self.one_write_of(bytes_max);
             commands.push(command);
             ops.push(Some(self.begin(action)));
         }
@@ -309,6 +320,42 @@ impl Client {
         };
         self.session = here;
         followed
+    }
+
+    /// Writes without waiting even for the local disk, and keeps the token: a crash may take the
+    /// write, and WAITPOS must know.
+    async fn write_loosely(&mut self) -> Result<(), Broken> {
+        let there = self.connect(PRIMARY_NAME).await?;
+        let here = self.session.replace(there);
+        let (command, action) = self.one_write();
+        let op = self.begin(action);
+        let commands = [words("ROWSHIP.ACK memory"), command, words("ROWSHIP.POSITION")];
+        let replies = self.call(&commands, &[None; 3], PATIENCE).await;
+        self.session = here;
+        let replies = replies?;
+        let outcome = outcome_of(&replies[1]);
+        if matches!(outcome, Outcome::Refused(_)) {
+            self.load.history.reply(op, outcome);
+            return Ok(());
+        }
+        let token = match &replies[2] {
+            Reply::Array(parts) => parts[0].text().and_then(|token| token.parse().ok()),
+            _ => None,
+        };
+        self.load.history.reply(op, Outcome::Open(token));
+        self.load.open.borrow_mut().extend(token.map(|token| (op, token)));
+        Ok(())
+    }
+
+    /// Asks what became of a write that was left open some time ago.
+    async fn ask_later(&mut self) -> Result<(), Broken> {
+        let open = self.load.open.borrow().len() as u64;
+        if open == 0 {
+            return Ok(());
+        }
+        let at = self.random.below(open) as usize;
+        let (op, token) = self.load.open.borrow_mut().swap_remove(at);
+        self.wait(op, token).await.map(|_| ())
     }
 
     async fn wait(&mut self, about: usize, token: Position) -> Result<String, Broken> {

@@ -102,9 +102,10 @@ impl Operator {
     /// confirmed is on their disks.
     async fn stop_replicas(&self, replicas: &[usize]) -> Result<bool, Violation> {
         let orderly = self.chaos.promotion == Promotion::AfterCleanStop;
+        let together = self.draw(|random| random.chance(400)).then_some(1);
         for at in replicas {
             let member = &self.cluster.members[*at];
-            match self.draw(|random| random.below(3)) {
+            match together.unwrap_or(self.draw(|random| random.below(3))) {
                 0 if !orderly => member.die(Death::Killed),
                 1 if !orderly => member.die(Death::PowerLost),
                 _ => member.ask_to_stop(),
@@ -159,6 +160,24 @@ impl Operator {
         Ok(())
     }
 
+    /// Lets replicas reach the new primary for a while: or only until they have heard of it.
+    async fn let_follow(&self, old: &Member, new: &Member) {
+        if self.draw(|random| random.chance(500)) {
+            return self.pass(500).await;
+        }
+        let network = &self.cluster.world.network;
+        for _ in 0..FOLLOW_LOOKS_MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for at in self.replicas() {
+                let other = &self.cluster.members[at];
+                if other.name() != old.name() && knows_epoch_of(other, new) {
+                    network.cut(new.name(), other.name());
+                    network.cut(other.name(), new.name());
+                }
+            }
+        }
+    }
+
     /// The old primary lives and does not know. For a while the name leads to it, and replicas
     /// that have followed the new one reach it.
     async fn tempt(&self, old: usize, new: usize) {
@@ -167,9 +186,9 @@ impl Operator {
                 self.start(member);
             }
         }
-        self.pass(500).await;
         let network = &self.cluster.world.network;
         let (old, new) = (&self.cluster.members[old], &self.cluster.members[new]);
+        self.let_follow(old, new).await;
         let mut tempted = Vec::new();
         for at in self.replicas() {
             let other = &self.cluster.members[at];
@@ -187,7 +206,7 @@ impl Operator {
                 other.die(Death::PowerLost);
                 self.start(other);
             } else {
-                network.reset_one(new.name(), other.name());
+                network.reset_one(new.name(), other.name(), true);
             }
         }
         self.pass(600).await;
@@ -202,5 +221,7 @@ fn knows_epoch_of(replica: &Member, primary: &Member) -> bool {
     replica.state.try_lock().is_ok_and(|state| Some(state.epoch_highest) == epoch)
 }
 
+/// How often replicas are looked at, every millisecond, until they have heard of a new primary.
+const FOLLOW_LOOKS_MAX: usize = 500;
 /// How often a clean stop is looked at, every 10 ms.
 const STOP_LOOKS_MAX: usize = 1000;

@@ -133,8 +133,9 @@ impl Network {
         self.cuts.borrow().contains(&(from.to_owned(), to.to_owned()))
     }
 
-    /// Resets a connection between these hosts, if there is one; whether there was.
-    pub fn reset_one(&self, one: &str, other: &str) -> bool {
+    /// Resets a connection between these hosts, if there is one; whether there was. Where not
+    /// `both` ends are told, the other one finds out when it sends.
+    pub fn reset_one(&self, one: &str, other: &str, both: bool) -> bool {
         let between = |connection: &Rc<Connection>| {
             let hosts = [connection.ends[0].host.as_str(), connection.ends[1].host.as_str()];
             hosts == [one, other] || hosts == [other, one]
@@ -144,8 +145,13 @@ impl Network {
             return false;
         }
         let connection = self.random.borrow_mut().pick(&found).clone();
-        for pipe in &connection.pipes {
-            pipe.reset();
+        let told = self.random.borrow_mut().below(2) as usize;
+        connection.pipes[1 - told].reset();
+        if both {
+            connection.pipes[told].reset();
+        } else {
+            connection.pipes[told].fall_silent();
+            connection.pipes[told].answer();
         }
         true
     }
@@ -197,12 +203,12 @@ impl Network {
         }
     }
 
-    /// A host is up again: it answers whoever still talks to what was there before.
+    /// A host is up again: it answers those who still send to what was there before.
     pub(super) fn host_is_up(&self, host: &str) {
         for connection in self.connections.borrow().iter().filter_map(Weak::upgrade) {
             for side in 0..2 {
                 if connection.ends[side].host == host && connection.pipes[side].is_silent() {
-                    connection.pipes[side].reset();
+                    connection.pipes[side].answer();
                 }
             }
         }
@@ -307,6 +313,9 @@ impl Connection {
     /// Hands bytes over for the other end, as far as there is room.
     pub(super) fn put(&self, network: &Network, side: usize, now_ms: u64, bytes: &mut Bytes) {
         let (me, other) = (&self.ends[side], &self.ends[1 - side]);
+        if !network.is_cut(&me.host, &other.host) {
+            self.pipes[1 - side].provoke();
+        }
         while !bytes.is_empty() {
             let room = self.pipes[side].room();
             if room == 0 {

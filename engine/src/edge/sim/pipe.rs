@@ -18,6 +18,8 @@ pub(super) struct Pipe {
     busy_until_ms: Cell<u64>,
     state: Cell<State>,
     flip: Cell<Option<u64>>,
+    /// Whoever sends to the silent end is told that it knows nothing of this connection.
+    answers: Cell<bool>,
     readable: Notify,
     writable: Notify,
 }
@@ -51,9 +53,9 @@ pub(super) enum Taken {
 
 impl Pipe {
     pub(super) fn new() -> Pipe {
-        let (parts, bytes, busy_until_ms, flip, readable, writable) = Default::default();
+        let (parts, bytes, busy_until_ms, flip, answers, readable, writable) = Default::default();
         let state = Cell::new(State::Open);
-        Pipe { parts, bytes, busy_until_ms, state, flip, readable, writable }
+        Pipe { parts, bytes, busy_until_ms, state, flip, answers, readable, writable }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -62,6 +64,19 @@ impl Pipe {
 
     pub(super) fn is_silent(&self) -> bool {
         self.state.get() == State::Silent
+    }
+
+    /// The host of the silent end is there again, and has forgotten the connection.
+    pub(super) fn answer(&self) {
+        self.answers.set(true);
+    }
+
+    /// The receiver has sent something: if the silent end is there to answer, it says that there
+    /// is no such connection.
+    pub(super) fn provoke(&self) {
+        if self.is_silent() && self.answers.get() {
+            self.reset();
+        }
     }
 
     /// Whether the receiver has been told, or can be, that no more will come.
