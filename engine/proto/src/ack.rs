@@ -16,6 +16,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::position::Lsn;
+use crate::sim::{Bug, Mark, mark, planted};
 
 /// Most names in a policy; more would not be a list that somebody keeps in mind.
 pub const POLICY_NAMES_MAX: usize = 64;
@@ -202,6 +203,7 @@ fn semi_sync_holds_to(
 ) -> Lsn {
     let position = |replica: &ReplicaPositions<'_>| match level {
         AckLevel::Received => replica.received.max(replica.durable),
+        AckLevel::Durable if planted(Bug::ReceivedCountsAsDurable) => replica.received,
         AckLevel::Durable => replica.durable,
     };
     let live = |name: &NodeName| replicas.iter().find(|r| r.streaming && r.name == name);
@@ -213,6 +215,7 @@ fn semi_sync_holds_to(
         Quorum::FirstOf(names) => names.iter().filter_map(live).take(count).map(position).collect(),
     };
     if positions.len() < count {
+        mark(Mark::WaitedForReplica);
         return Lsn::ZERO;
     }
     positions.sort_unstable_by(|a, b| b.cmp(a));

@@ -7,7 +7,8 @@
 //! Formats, inside out: [`value`] (one image) in [`row`] (rows and transactions) in [`frame`]
 //! (what the log holds and the wire carries); [`control`] is the body of control frames;
 //! [`message`] is what is sent beside frames and never stored. Protocol: [`ack`] (when is a byte
-//! committed), [`primary`], [`replica`], [`verify`] (does this stream of bytes hold).
+//! committed), [`primary`], [`replica`], [`verify`] (does this stream of bytes hold). [`sim`] is
+//! what the simulator needs; it is empty in production.
 #![forbid(unsafe_code)]
 
 pub mod ack;
@@ -21,6 +22,7 @@ pub mod position;
 pub mod primary;
 pub mod replica;
 pub mod row;
+pub mod sim;
 pub mod value;
 pub mod verify;
 

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use crate::ack::{AckPolicy, ClientPolicy, NodeName, ReplicaPositions};
 use crate::message::{Ack, Hello, PROTOCOL_VERSIONS, Ready, Refuse, RefuseCode};
 use crate::position::{Epoch, EpochHistory, EpochVerdict, LogId, Lsn, Nanos};
+use crate::sim::{Bug, Mark, mark, planted};
 
 /// The caller's number of a connection.
 pub type LinkId = u64;
@@ -192,6 +193,9 @@ impl Primary {
     ) -> Result<Accepted, Refuse> {
         self.check_hello(hello)?;
         let resume = self.resume_for(hello, oldest)?;
+        if resume > FIRST_FRAME {
+            mark(Mark::ResumedInside);
+        }
         let mut accepted = Accepted { resume, replaces: None, promise_broken: None };
         let mut replica = Replica {
             incarnation: hello.incarnation,
@@ -403,7 +407,9 @@ impl Primary {
             return Err(refuse(RefuseCode::OtherLog, Lsn::ZERO, text));
         }
         match self.reign.epoch.judge(&hello.highest_epoch) {
+            EpochVerdict::Newer if planted(Bug::AcceptOldEpoch) => Ok(()),
             EpochVerdict::Newer => {
+                mark(Mark::StalePrimaryNoticed);
                 let text = format!(
                     "the replica has seen epoch {}, newer than this primary's {}",
                     hello.highest_epoch, self.reign.epoch
@@ -411,6 +417,7 @@ impl Primary {
                 Err(refuse(RefuseCode::StalePrimary, Lsn::ZERO, text))
             }
             EpochVerdict::Forked => {
+                mark(Mark::ForkedEpochRefused);
                 let text = format!(
                     "two primaries claim epoch {}: {} and {}; one data directory is a copy",
                     self.reign.epoch.counter, self.reign.epoch, hello.highest_epoch
@@ -433,6 +440,7 @@ impl Primary {
             })?
         };
         if resume < oldest || (fresh && oldest > FIRST_FRAME) {
+            mark(Mark::RetiredRefused);
             let text = format!(
                 "the log below LSN {oldest} was retired and the replica needs it from {}: seed it \
                  with a copy of a node that has it",
@@ -466,14 +474,18 @@ impl Primary {
 
     /// Below the end of this epoch's start record nothing is newly decided.
     fn bounded(&self, holds: Lsn) -> Lsn {
-        if holds >= self.reign.epoch_start_end { holds } else { self.committed.min(holds) }
+        if self.may_decide(holds) { holds } else { self.committed.min(holds) }
     }
 
     fn recompute(&mut self) {
         let holds = self.policy.holds_to(self.durable, &self.positions());
-        if holds >= self.reign.epoch_start_end && holds > self.committed {
+        if self.may_decide(holds) && holds > self.committed {
             self.committed = holds;
         }
+    }
+
+    fn may_decide(&self, holds: Lsn) -> bool {
+        holds >= self.reign.epoch_start_end || planted(Bug::CommitInheritedTail)
     }
 }
 

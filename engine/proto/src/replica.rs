@@ -4,6 +4,7 @@ use crate::control::{SEGMENT_BYTES_LIMITS, SEGMENT_HEADER_BYTES};
 use crate::frame::{FRAME_BODY_BYTES_LIMIT, LSN_LIMIT};
 use crate::message::{Ack, PROTOCOL_VERSIONS, Refuse, RefuseCode, Welcome};
 use crate::position::{Epoch, EpochHistory, EpochVerdict, LogId, Lsn, Nanos};
+use crate::sim::{Bug, Mark, mark, planted};
 
 /// What a replica holds when it judges a welcome.
 #[derive(Clone, Debug)]
@@ -50,7 +51,9 @@ impl Holdings<'_> {
         let persist_epoch = match self.highest_epoch.judge(&welcome.epoch) {
             EpochVerdict::Newer => true,
             EpochVerdict::Same => false,
+            EpochVerdict::Older if planted(Bug::AcceptOldEpoch) => false,
             EpochVerdict::Forked => {
+                mark(Mark::ForkedEpochRefused);
                 let text = format!(
                     "the primary's epoch {} has the counter of {}, which this replica followed \
                      before: one primary's data directory is a copy or was restored from one",
@@ -73,6 +76,7 @@ impl Holdings<'_> {
             return Err(refuse(RefuseCode::Protocol, text));
         }
         if welcome.resume < self.applied {
+            mark(Mark::DivergedRefused);
             let text = format!(
                 "the primary's log and this replica's part at LSN {}, below what is applied here \
                  ({}): committed rows differ; seed this replica anew",

@@ -36,13 +36,47 @@ impl MemoryTable {
     /// An empty table, at the start of the log.
     #[must_use]
     pub fn new() -> MemoryTable {
-        MemoryTable { versions: RwLock::default(), snapshots: Snapshots::new(Mark::ZERO) }
+        MemoryTable::opened_at(Mark::ZERO)
+    }
+
+    /// An empty table for the rows of this position, which the caller has.
+    #[must_use]
+    pub fn opened_at(mark: Mark) -> MemoryTable {
+        MemoryTable { versions: RwLock::default(), snapshots: Snapshots::new(mark) }
+    }
+
+    /// The newest published position, pinned, which from now on may be where a restart begins.
+    #[must_use]
+    pub fn promise(&self) -> (Mark, Pin) {
+        let pin = self.snapshots.pin();
+        let mark = self.snapshots.promise();
+        assert_eq!(mark.lsn, pin.at(), "nothing is published in between");
+        (mark, pin)
     }
 
     /// How many versions are stored.
     #[must_use]
     pub fn versions(&self) -> usize {
         self.read().map.len()
+    }
+
+    /// Storage key and image of every row at a pinned position, in order.
+    ///
+    /// # Errors
+    /// [`TableError::Collected`].
+    pub fn rows_at(&self, at: Lsn) -> Result<Vec<(Vec<u8>, Bytes)>, TableError> {
+        let mut rows = Vec::new();
+        let mut previous: Option<&[u8]> = None;
+        let versions = self.read();
+        for ((key, _), value) in versions.map.iter().filter(|((_, lsn), _)| lsn.0 < at) {
+            if previous != Some(key) {
+                previous = Some(key);
+                rows.extend(value.clone().map(|value| (key.clone(), value)));
+            }
+        }
+        drop(versions);
+        self.snapshots.check(at)?;
+        Ok(rows)
     }
 
     fn find(&self, row: RowId<'_>, at: Lsn) -> Result<Option<Bytes>, TableError> {

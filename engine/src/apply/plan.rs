@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use bytes::Bytes;
 use rowship_proto::frame::{FRAME_BODY_BYTES_LIMIT, FrameError};
 use rowship_proto::row::{Existed, Operation, Row, key_hash, transactions};
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 use rowship_sync::Countdown;
 
@@ -153,8 +154,16 @@ fn check_row(row: &Row<'_>, seed: u64) -> Result<(), ApplyError> {
 /// of the table's keys, which is the order a skip list and a B-tree like best.
 fn keep_last_of_each_key(rows: &mut Vec<Row<'_>>) {
     rows.sort_unstable_by_key(|row| (row.key_hash, row.table, row.key, Reverse(row.lsn)));
+    if planted(Bug::LoseLastImage) {
+        rows.sort_unstable_by_key(|row| (row.key_hash, row.table, row.key, row.lsn));
+    }
     rows.dedup_by(|older, newer| {
-        (older.key_hash, older.table, older.key) == (newer.key_hash, newer.table, newer.key)
+        let same =
+            (older.key_hash, older.table, older.key) == (newer.key_hash, newer.table, newer.key);
+        if same {
+            mark(Mark::ImageReplaced);
+        }
+        same
     });
 }
 

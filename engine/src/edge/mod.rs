@@ -1,11 +1,13 @@
 //! The edge: the only place with syscalls. Agents and the log are generic over these traits.
 //!
 //! [`uring`] is production: tokio-uring sockets and files, memory maps, the machine's clock. The
-//! simulated twins (feature `sim`) implement the same traits under tokio's paused clock. Neither
-//! knows the protocol. Everything that tokio-uring touches is in here, so that replacing it stays
-//! a one-folder change.
+//! simulated twins (`sim`, behind the feature of that name) implement the same traits under tokio's
+//! paused clock. Neither knows the protocol. Everything that tokio-uring touches is in here, so
+//! that replacing it stays a one-folder change.
 
 pub mod disk;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod uring;
 
 use std::future::Future;
@@ -33,6 +35,10 @@ pub trait Edge: Clone + 'static {
     fn wall_ns(&self) -> u64;
     /// A random word.
     fn random(&self) -> u64;
+    /// Number of this process, for operators.
+    fn process_id(&self) -> u32;
+    /// Returns when the operator asks the process to stop; never, where that cannot be noticed.
+    fn asked_to_stop(&self) -> impl Future<Output = ()>;
     /// Connects to `host:port`; name resolution included.
     fn connect(&self, address: &str) -> impl Future<Output = io::Result<Self::Stream>>;
     /// Listens on `host:port`.

@@ -154,6 +154,25 @@ impl Edge for UringEdge {
         pages.unwrap_or(0) * rustix::param::page_size() as u64
     }
 
+    fn process_id(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn asked_to_stop(&self) {
+        use tokio::signal::unix::{SignalKind, signal};
+        let terminate = signal(SignalKind::terminate());
+        let interrupt = signal(SignalKind::interrupt());
+        let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
+            tracing::warn!("signals cannot be caught: stop this node with kill");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+
     async fn connect(&self, address: &str) -> io::Result<UringStream> {
         let resolved = address.to_owned();
         // Name resolution may block: it gets a thread of tokio's blocking pool.

@@ -6,6 +6,7 @@
 //! before the piece below it. Whatever sectors of the last piece were lost, nothing
 //! live stands further than one write behind the first frame that does not hold.
 
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::verify::{first_frame, stands_here};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 
@@ -56,7 +57,12 @@ pub fn cut<D: Disk>(
     state.history.cut(to);
     state.store(disk)?;
 
+    mark(Mark::TailCut);
+    if planted(Bug::CutNotSynced) {
+        return Ok(checkpoint);
+    }
     for (later, _) in segments.iter().filter(|(later, _)| *later > base).rev() {
+        mark(Mark::SegmentCut);
         let name = segment_file_name(*later);
         disk.remove(&name).map_err(LogError::io("remove", disk.path(&name)))?;
     }

@@ -18,6 +18,7 @@ use rowship_proto::control::{
 use rowship_proto::frame::{FLAG_REPEAT, Seal, frame_bytes, sealed_frame};
 use rowship_proto::position::EpochStart;
 use rowship_proto::row::TableId;
+use rowship_proto::sim::{Bug, planted};
 use rowship_proto::{FrameHeader, FrameKind, Lsn};
 use zerocopy::IntoBytes;
 
@@ -48,8 +49,9 @@ impl Layout {
     /// Whether a frame of `frame_bytes` at `next` leaves the segment room for its end.
     #[must_use]
     pub fn fits(&self, next: Lsn, frame_bytes: u64) -> bool {
+        let end_bytes = if planted(Bug::SegmentEndOffByOne) { 0 } else { SEGMENT_END_FRAME_BYTES };
         next >= self.header.first_frame()
-            && next.plus(frame_bytes).plus(SEGMENT_END_FRAME_BYTES) <= self.header.end()
+            && next.plus(frame_bytes).plus(end_bytes) <= self.header.end()
     }
 
     /// Bytes of the largest frame (header and padding included) that still fits at `next`.

@@ -5,6 +5,8 @@
 
 use std::io;
 
+use rowship_proto::sim::{Mark, mark};
+
 use super::LogError;
 use super::scan::SegmentScan;
 use super::segment::{LogFile, SegmentHeader, list_log_files};
@@ -66,7 +68,11 @@ pub fn prepare_next<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Prepare
     let written = disk.write_durable_at(from, 0, &header.to_page());
     written.map_err(LogError::io("write the header page of", disk.path(from)))?;
     disk.rename(from, &name).map_err(LogError::io("rename into place", disk.path(&name)))?;
-    Ok(if recycled.is_some() { Prepared::Recycled } else { Prepared::Created })
+    if recycled.is_none() {
+        return Ok(Prepared::Created);
+    }
+    mark(Mark::SegmentRecycled);
+    Ok(Prepared::Recycled)
 }
 
 fn create<D: Disk>(disk: &D, bytes: u64) -> Result<(), LogError> {

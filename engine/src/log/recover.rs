@@ -9,6 +9,7 @@ use rowship_proto::control::AckPolicyChanged;
 use rowship_proto::frame::FrameError;
 use rowship_proto::hlc::Hlc;
 use rowship_proto::row::TableId;
+use rowship_proto::sim::{Bug, planted};
 use rowship_proto::{Epoch, EpochHistory, Lsn};
 
 use super::LogError;
@@ -85,7 +86,8 @@ pub struct TornTail {
 /// [`LogError::NoSegments`] when there is no log. [`LogError::Io`].
 pub fn recover<D: Disk>(disk: &D, input: &RecoverInput) -> Result<Recovered, LogError> {
     let survey = survey(disk, input)?;
-    if let Some((from, to)) = survey.zero {
+    let left = planted(Bug::TornTailLeft);
+    if let Some((from, to)) = survey.zero.filter(|_| !left) {
         zero(disk, survey.recovered.last.base, from, to)?;
     }
     for base in survey.remove.iter().rev() {

@@ -3,6 +3,7 @@
 
 use rowship_proto::control::{SEGMENT_END_FRAME_BYTES, SEGMENT_HEADER_BYTES, SegmentEnd};
 use rowship_proto::frame::FrameError;
+use rowship_proto::sim::{Mark, mark};
 use rowship_proto::verify::{PADDING, StreamVerifier, check_padding, find_live_frame, stands_here};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 
@@ -175,6 +176,7 @@ impl<'d, D: Disk> SegmentScan<'d, D> {
     /// The damage of this place, for the operator.
     #[must_use]
     pub fn damage(&self, lsn: Lsn, what: impl Into<String>) -> LogError {
+        mark(Mark::DamageFound);
         let (segment, offset) = (self.disk.path(&self.name), lsn.since(self.base));
         LogError::Damage { segment, offset, lsn, what: what.into() }
     }

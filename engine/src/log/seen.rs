@@ -52,6 +52,8 @@ impl Seen {
         self.frames += 1;
         self.committed = self.committed.max(header.committed);
         if self.reign.is_none_or(|(epoch, _)| epoch != header.epoch) {
+            // A reign may have ended with nothing but a segment's start.
+            self.settle();
             self.reign = Some((header.epoch, header.lsn));
         }
         let repeat = header.flags & FLAG_REPEAT != 0;
@@ -123,5 +125,41 @@ impl Seen {
         {
             self.history.push(epoch, first);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rowship_proto::LogId;
+    use rowship_proto::frame::{Seal, sealed_frame};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    #[test]
+    fn a_reign_of_nothing_but_a_segment_start_is_kept() {
+        let (log_id, body_max) = (LogId([1, 2]), 4096);
+        let segment = SegmentHeader::new(log_id, Lsn::ZERO, 64 << 10, body_max);
+        let epoch = |counter| Epoch { counter, node_id: 1, nonce: counter };
+        let start = SegmentStart {
+            log_id,
+            base: Lsn::ZERO,
+            segment_bytes: segment.segment_bytes,
+            frame_body_bytes_max: body_max,
+            repeat_frames: 1,
+        };
+        let previous = epoch(1);
+        let started = EpochStarted { previous, inherited_committed: Lsn::ZERO };
+        let seal = |counter| Seal::first(log_id, epoch(counter));
+        let kind = FrameKind::SegmentStart;
+        let (first, _) = sealed_frame(kind, 0, Lsn(4096), start.as_bytes(), &seal(1));
+        let kind = FrameKind::EpochStart;
+        let (second, _) = sealed_frame(kind, 0, first.end(), started.as_bytes(), &seal(2));
+        let mut seen = Seen::new(&EpochHistory::default(), Lsn(4096));
+        seen.frame(&first, start.as_bytes(), &segment).unwrap();
+        seen.frame(&second, started.as_bytes(), &segment).unwrap();
+        let entries: Vec<_> =
+            seen.history.entries().iter().map(|at| (at.epoch, at.start)).collect();
+        assert_eq!(entries, [(epoch(1), Lsn(4096)), (epoch(2), first.end())]);
     }
 }

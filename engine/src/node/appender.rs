@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rowship_proto::control::{AckPolicyChanged, TableDefinition, TableDefinitions};
 use rowship_proto::frame::{Seal, frame_bytes, sealed_frame};
 use rowship_proto::row::{RowWrite, TableId, append_transaction, transaction_bytes};
+use rowship_proto::sim::{Mark, mark};
 use rowship_proto::{Epoch, EpochHistory, FrameBuilder, FrameHeader, FrameKind, Lsn};
 
 use super::dictionary::Dictionary;
@@ -158,6 +159,7 @@ impl Appender {
         policy: &str,
         moment: Moment,
     ) -> Result<Vec<Run>, LogError> {
+        mark(Mark::SegmentRolled);
         let next = self.next_layout();
         let end = self.layout.end_frame(self.next, self.segment_bytes, &self.seal(moment));
         let mut runs = vec![self.advance(&end.0, next.header.first_frame(), end.1.into())];
@@ -197,6 +199,7 @@ impl Appender {
         policy: &str,
         moment: Moment,
     ) -> Vec<Run> {
+        mark(Mark::OpeningRepeated);
         let tables: Vec<(TableId, Vec<u8>)> =
             dictionary.tables().map(|(id, name)| (id, name.to_vec())).collect();
         let opening = Opening {
@@ -263,6 +266,7 @@ impl<E: Edge> Node<E> {
         let uncommitted = appender.end().since(self.committed.get());
         let limit = self.settings.cluster.uncommitted_bytes_max;
         if unapplied > limit || uncommitted > limit {
+            mark(Mark::UncommittedFull);
             return Err(Full::Wait);
         }
         // A transaction may need a frame of definitions and a frame of rows behind the open one.
@@ -283,6 +287,7 @@ impl<E: Edge> Node<E> {
             drop(appender);
             self.tip.borrow_mut().trim(self.durable.get(), 0);
             if primary.appender.borrow().pool.free() < 1 {
+                mark(Mark::PoolExhausted);
                 return Err(Full::Wait);
             }
         }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::message::{MESSAGE_MAGIC, Message, Refuse, RefuseCode};
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Nanos, Position};
 
 use super::commands;
@@ -344,6 +345,10 @@ impl<E: Edge> Node<E> {
 
     fn judge(&self, needs: &Needs) -> Verdict {
         let Some(primary) = self.primary() else { return Verdict::Leave };
+        if planted(Bug::ReplyBeforeCommitted) {
+            let lsn = needs.own.map_or(needs.committed, |(_, lsn)| lsn.max(needs.committed));
+            return if lsn <= self.durable.get() { Verdict::Leave } else { Verdict::Wait };
+        }
         let limits = primary.limits.borrow();
         let own = needs.own.filter(|&(policy, lsn)| limits[policy].lsn < lsn);
         let others = (needs.committed > self.committed.get()).then_some((0, needs.committed));
@@ -353,6 +358,7 @@ impl<E: Edge> Node<E> {
             |held: Option<(usize, Lsn)>| held.is_some_and(|(at, lsn)| lsn <= limits[at].open_to);
         if open(own) || open(others) || self.is_closing() {
             count(&self.counters.writes_indeterminate, 1);
+            mark(Mark::Indeterminate);
             let token = Position { epoch: primary.epoch, lsn };
             return Verdict::Open(format!(
                 "INDETERMINATE the write is in the log but not acknowledged as asked; \

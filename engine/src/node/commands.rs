@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rowship_proto::ack::{AckPolicy, ClientPolicy};
 use rowship_proto::position::Located;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Position};
 
 use super::appender::Full;
@@ -209,7 +210,14 @@ async fn transaction<E: Edge>(
         };
         let outcome = match admitted {
             Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
-            Err(reply) => Some((refused(reply, exec), Needs::default())),
+            Err(reply) => {
+                if planted(Bug::RefusedIsAppended)
+                    && node.primary().is_some_and(|primary| node.admission(primary).is_ok())
+                {
+                    let _ = execute_all(node, client, commands, &watched, &fetched, exec);
+                }
+                Some((refused(reply, exec), Needs::default()))
+            }
         };
         node.release(fetched);
         match outcome {
@@ -251,6 +259,7 @@ fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
         let missing = primary.machine.borrow().missing(&policy);
         if !missing.is_empty() {
             count(&node.counters.writes_refused, 1);
+            mark(Mark::RefusedForReplica);
             let text = format!(
                 "NOREPLICAS Not enough good replicas to write. Missing: {}",
                 missing.join(", ")
@@ -474,9 +483,14 @@ async fn wait_position<E: Edge>(
             },
         };
         match located {
-            Located::Lost => Some("lost"),
-            Located::OnHistory if node.visible.get() >= token.lsn => Some("reached"),
-            Located::OnHistory | Located::Unknown => {
+            Located::Lost if !planted(Bug::WaitByLsnAlone) => {
+                mark(Mark::WaitLost);
+                Some("lost")
+            }
+            Located::Lost | Located::OnHistory if node.visible.get() >= token.lsn => {
+                Some("reached")
+            }
+            Located::Lost | Located::OnHistory | Located::Unknown => {
                 (node.is_stopping() || client.outbox.is_broken()).then_some("timeout")
             }
         }

@@ -6,7 +6,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rowship_proto::Lsn;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
+use rowship_proto::{FrameHeader, Lsn};
+use zerocopy::FromBytes;
 
 use super::NodeError;
 use super::state::{Node, Stop};
@@ -16,11 +18,12 @@ use crate::edge::{Edge, Worker};
 
 /// Runs until the node stops. `lanes` are the queues of the lanes, in order.
 pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
+    let mut first = true;
     loop {
         let limit = node
             .changed
             .until(|| {
-                let limit = node.committed.get().min(node.durable.get());
+                let limit = limit_of(&node);
                 let go = limit > node.dispatched.get() && node.table.ready();
                 match go {
                     _ if node.is_closing() => Some(None),
@@ -31,8 +34,11 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             .await;
         let Some(limit) = limit else { return };
         let cuts = node.cuts.get();
-        let window = next_window(&node, limit, lanes.len()).await;
-        if cuts != node.cuts.get() || limit > node.committed.get().min(node.durable.get()) {
+        let mut window = next_window(&node, limit, lanes.len()).await;
+        if std::mem::take(&mut first) && planted(Bug::ResumeOneFrameLate) {
+            skip_frame(&mut window);
+        }
+        if cuts != node.cuts.get() || limit > limit_of(&node) {
             // The log was cut while the window was put together: it is not what stands there now.
             continue;
         }
@@ -54,13 +60,29 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             // committed. It will say more, or it is not to be believed.
             Ok(None) => {
                 let moved = || {
-                    let now = node.committed.get().min(node.durable.get());
+                    let now = limit_of(&node);
                     (now != limit || node.is_closing()).then_some(())
                 };
                 node.changed.until(moved).await;
             }
             Err(error) => return node.stop(Stop::Failed(error)),
         }
+    }
+}
+
+/// Up to where frames may be applied.
+fn limit_of<E: Edge>(node: &Node<E>) -> Lsn {
+    if planted(Bug::ApplyBeyondCommitted) {
+        return node.durable.get();
+    }
+    node.committed.get().min(node.durable.get())
+}
+
+/// For [`Bug::ResumeOneFrameLate`].
+fn skip_frame(window: &mut Result<Option<(Window, Lsn)>, NodeError>) {
+    let Ok(Some((window, _))) = window else { return };
+    if let Ok((header, _)) = FrameHeader::read_from_prefix(&window.parts[0]) {
+        bytes::Buf::advance(&mut window.parts[0], header.frame_bytes());
     }
 }
 
@@ -78,12 +100,15 @@ async fn next_window<E: Edge>(
         bytes += run.bytes.len();
         parts.push(run.bytes);
     }
-    let mut mark = !parts.is_empty();
-    while !mark && end < limit && bytes < bytes_max {
+    let mut marked = !parts.is_empty();
+    if !marked {
+        mark(Mark::FedFromMaps);
+    }
+    while !marked && end < limit && bytes < bytes_max {
         let range = (end, limit);
         let read = node.segments.read(&node.disk, &node.reader, range, bytes_max - bytes).await;
         let Some(run) = read.map_err(|error| NodeError::log(&error))? else { break };
-        (end, bytes, mark) = (run.next, bytes + run.bytes.len(), run.mark);
+        (end, bytes, marked) = (run.next, bytes + run.bytes.len(), run.mark);
         parts.push(run.bytes);
     }
     if end == start {

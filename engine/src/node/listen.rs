@@ -92,7 +92,7 @@ fn write_addresses<E: Edge>(node: &Node<E>) -> Result<(), NodeError> {
     let text = serde_json::json!({
         "listen": *node.client_address.borrow(),
         "replication_listen": *node.replication_address.borrow(),
-        "pid": std::process::id(),
+        "pid": node.edge.process_id(),
     });
     let text = format!("{text}\n");
     replace_file(&node.disk, ADDRESSES_FILE, text.as_bytes()).map_err(|error| {

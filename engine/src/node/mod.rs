@@ -18,7 +18,8 @@
 //! - Both: [`writer`], [`tip`], [`segments`], [`feed`], [`dictionary`], [`upkeep`] (periodic
 //!   work), [`retention`], [`status`].
 //! - [`open`] finds what a directory holds, [`reign`] begins a primary's epoch, [`start`] wires
-//!   all of it to an edge and stops it, [`supervise`] watches the agents.
+//!   all of it to an edge and stops it, [`supervise`] watches the agents. `imaged` (feature `sim`)
+//!   is the table of the simulation.
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
 //! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
@@ -30,6 +31,8 @@ pub mod commands;
 pub mod dictionary;
 pub mod feed;
 pub mod greeting;
+#[cfg(feature = "sim")]
+pub mod imaged;
 pub mod join;
 pub mod latency;
 pub mod lent;

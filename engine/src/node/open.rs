@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rowship_proto::Lsn;
 use rowship_proto::primary::FIRST_FRAME;
+use rowship_proto::sim;
 
 use super::NodeError;
 use super::settings::{Settings, TableKind};
@@ -67,6 +68,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
     // would be hidden again until somebody says that they are committed.
     recovered.committed = recovered.committed.max(state.committed.min(recovered.end));
     if let Some(torn) = &recovered.torn {
+        sim::mark(sim::Mark::TornTailCut);
         events.push(format!(
             "the last write of the log was torn: cut at LSN {} ({} bytes dropped; {})",
             torn.at, torn.bytes_dropped, torn.what
@@ -146,6 +148,12 @@ pub fn open_table<D: Disk>(
     let mut events = Vec::new();
     let (table, mut start): (Arc<dyn Table>, Mark) = match settings.node.table {
         TableKind::Memory => (Arc::new(MemoryTable::new()), Mark::ZERO),
+        #[cfg(feature = "sim")]
+        TableKind::Imaged => {
+            let bytes = settings.node.memtable_bytes;
+            let table = super::imaged::ImagedTable::open(disk.clone(), durable, bytes);
+            (Arc::new(table.map_err(|error| NodeError::directory(&error))?), durable)
+        }
         TableKind::Lsm => {
             let path = table_path(&settings.node.data_dir);
             let opened = LsmTable::open(&path, lsm_settings(settings), durable);
@@ -172,6 +180,9 @@ pub fn open_table<D: Disk>(
             (Arc::new(opened.table), opened.durable)
         }
     };
+    if start.lsn > FIRST_FRAME {
+        sim::mark(sim::Mark::ReplayedFromMiddle);
+    }
     start.lsn = start.lsn.max(FIRST_FRAME);
     if let Some(log) = log {
         if start.lsn < log.oldest {

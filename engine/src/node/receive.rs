@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use rowship_proto::message::Message;
 use rowship_proto::replica::Progress;
+use rowship_proto::sim::{Mark, mark};
 
 use super::NodeError;
 use super::join::{hello, prepare};
@@ -247,6 +248,7 @@ pub(super) fn lost(error: &dyn std::fmt::Display) -> Ended {
 
 pub(super) fn bad_peer<E: Edge>(node: &Node<E>, what: &dyn std::fmt::Display) -> Ended {
     count(&node.counters.peers_refused, 1);
+    mark(Mark::BadPeerBytes);
     Ended::Refused(format!("the primary sent bytes that do not hold: {what}; nothing of them kept"))
 }
 

@@ -12,6 +12,7 @@ use rowship_proto::control::EpochStarted;
 use rowship_proto::hlc::Clock;
 use rowship_proto::primary::{Primary, Reign};
 use rowship_proto::row::{Operation, transactions};
+use rowship_proto::sim::{Mark, mark};
 use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 use tokio::sync::Notify;
 use zerocopy::IntoBytes;
@@ -157,6 +158,9 @@ impl<E: Edge> Node<E> {
         let (mut at, end) = (self.committed.get(), self.appended.get());
         let seed = self.log_id.get().seed();
         let body_max = self.frame_body_bytes_max.get();
+        if at < end {
+            mark(Mark::TailInherited);
+        }
         while at < end {
             let read = self.segments.read(&self.disk, &self.reader, (at, end), RESTORE_BYTES).await;
             let Some(run) = read.map_err(|error| NodeError::log(&error))? else { break };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rowship_proto::Lsn;
+use rowship_proto::sim::{Mark, mark};
 
 use crate::edge::{Disk, Edge, Job, Worker, offload};
 use crate::log::prepare::prepare_next;
@@ -167,6 +168,7 @@ fn whole<D: Disk, T>(disk: &D, read: io::Result<Result<T, LogError>>) -> Result<
     let gone = |source| LogError::Io { doing: "read", file: disk.path(""), source };
     read.map_err(gone)?.map_err(|error| match error {
         LogError::Damage { segment, offset, lsn, what } => {
+            mark(Mark::DamageFound);
             LogError::Damage { segment: disk.path(&segment), offset, lsn, what }
         }
         LogError::Io { doing, file, source } => {

@@ -21,6 +21,9 @@ pub enum TableKind {
     Lsm,
     /// In memory: rebuilt from the log at every start; for tests.
     Memory,
+    /// In memory, with images of it on the node's disk: for simulation.
+    #[cfg(feature = "sim")]
+    Imaged,
 }
 
 /// How log lines are written to standard error.

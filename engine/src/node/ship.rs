@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
 use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, RefuseCode, Welcome};
+use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
@@ -197,6 +198,7 @@ async fn welcome<E: Edge>(
     let (now, peer) = (node.edge.now(), link.stream.peer());
     let accepted = primary.machine.borrow_mut().handle_hello(now, link.id, &peer, hello, oldest)?;
     if let Some(old) = accepted.replaces {
+        mark(Mark::HalfOpenReplaced);
         tracing::info!(peer, name = %hello.name, "replaces its own half-open link");
         let old = primary.links.borrow_mut().remove(&old);
         if let Some(old) = old {
@@ -205,6 +207,7 @@ async fn welcome<E: Edge>(
         }
     }
     if let Some(promised) = accepted.promise_broken {
+        mark(Mark::PromiseBroken);
         node.event(format!(
             "replica '{}' resumes at LSN {} but had acknowledged {promised} as durable: its disk \
              lost data",
@@ -266,6 +269,11 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         })
         .await;
     let Some(mut shipped) = start else { return };
+    if planted(Bug::ShipOneFrameLate) {
+        let range = (shipped, node.durable.get());
+        let run = node.segments.read(&node.disk, &node.reader, range, 1).await;
+        shipped = run.ok().flatten().map_or(shipped, |run| run.next);
+    }
     let mut told = Told { committed: Lsn::ZERO, at: node.edge.now() };
     let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
@@ -326,7 +334,10 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
     let acked = machine.replicas().values().find(|replica| replica.link == link.id)?.acked.received;
     let closing = node.is_closing();
     let appended = node.appended.get();
-    if shipped < appended && shipped.since(acked) < node.settings.node.send_window_bytes {
+    let window_full = shipped.since(acked) >= node.settings.node.send_window_bytes;
+    if shipped < appended && window_full {
+        mark(Mark::SendWindowFull);
+    } else if shipped < appended {
         let runs = node.tip.borrow().from(shipped, appended, node.settings.node.transfer_bytes);
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
@@ -400,6 +411,7 @@ fn last_committed(run: &[u8]) -> Option<Lsn> {
 /// Durable frames behind the tip, checked: what has rotted here must not look like the network's
 /// fault over there.
 async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
+    mark(Mark::ShippedFromMaps);
     let (range, bytes_max) = ((from, node.durable.get()), node.settings.node.transfer_bytes);
     match node.segments.read(&node.disk, &node.reader, range, bytes_max).await? {
         // What its frames say is old: a notice follows where it matters.

@@ -62,7 +62,7 @@ pub fn run(mut settings: Settings) -> Result<(), NodeError> {
     fit_descriptors(&mut settings, uring::raise_descriptor_limit());
     let keepalive = Duration::from_millis(settings.cluster.client_keepalive_ms.max(1000));
     let disk = directory.disk.clone();
-    let served = uring::run(keepalive, |edge| serve(edge, settings, disk, ring));
+    let served = uring::run(keepalive, |edge| serve(edge, settings, disk, ring, |_| ()));
     let result = served.map_err(|error| no_ring(&error))?;
     // The lock of the directory is held until everything else is over.
     drop(directory);
@@ -101,16 +101,22 @@ fn no_ring(error: &std::io::Error) -> NodeError {
 /// The queues of the apply lanes, in order.
 type Lanes = Vec<Worker<Arc<Window>>>;
 
-/// Everything between taking the directory and letting it go.
-async fn serve<E: Edge>(
+/// Everything between taking the directory and letting it go, on any edge. `look` is shown the
+/// node before it does anything.
+///
+/// # Errors
+/// Why it ended.
+pub async fn serve<E: Edge>(
     edge: E,
     settings: Settings,
     disk: E::Disk,
     ring: RingReport,
+    look: impl FnOnce(&Rc<Node<E>>),
 ) -> Result<(), NodeError> {
     let found = find(&edge, &disk, &settings)?;
     let published = Arc::new(Notify::new());
     let (node, lanes) = build(edge, settings, disk, ring, found, &published)?;
+    look(&node);
     spawn_agents(&node, lanes, published);
     if let Role::Primary(_) = node.role {
         node.begin_reign().await?;
@@ -314,18 +320,11 @@ fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify
 
 /// From the first moment on: also a node that is still applying its log can be stopped.
 async fn wait_for_stop<E: Edge>(node: Rc<Node<E>>) {
-    use tokio::signal::unix::{SignalKind, signal};
     let stopping = node.changed.until(|| node.is_stopping().then_some(()));
-    let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut terminate), Ok(mut interrupt)) = (terminate, interrupt) else {
-        tracing::warn!("signals cannot be caught: stop this node with kill");
-        return stopping.await;
-    };
     tokio::select! {
         biased;
         () = stopping => {}
-        _ = terminate.recv() => node.stop(Stop::Clean),
-        _ = interrupt.recv() => node.stop(Stop::Clean),
+        () = node.edge.asked_to_stop() => node.stop(Stop::Clean),
     }
 }
 

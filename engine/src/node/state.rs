@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::hlc::Clock;
 use rowship_proto::primary::{LinkId, Primary};
+use rowship_proto::sim::{Bug, planted};
 use rowship_proto::{Epoch, LogId, Lsn, Nanos};
 
 use super::NodeError;
@@ -325,6 +326,9 @@ impl<E: Edge> Node<E> {
     ) -> Result<T, NodeError> {
         let mut state = self.state.lock().await;
         let result = change(&mut state);
+        if planted(Bug::StateNotSynced) {
+            return Ok(result);
+        }
         let (mut copy, disk) = (state.clone(), self.disk.clone());
         let stored = offload(&self.preparation, move || copy.store(&disk).map(|()| copy)).await;
         match stored {

@@ -58,7 +58,7 @@ fn node_json<E: Edge>(node: &Node<E>, node_id: u64, incarnation: u64) -> Value {
         "node_id": format!("{node_id:016x}"),
         "incarnation": format!("{incarnation:016x}"),
         "role": role_name(node),
-        "pid": std::process::id(),
+        "pid": node.edge.process_id(),
         "data_dir": settings.data_dir.display().to_string(),
         "listen": *node.client_address.borrow(),
         "replication_listen": *node.replication_address.borrow(),

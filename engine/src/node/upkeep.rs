@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use rowship_proto::sim::{self, Bug, planted};
+
 use super::NodeError;
 use super::state::{Node, Role, Stop};
 use crate::apply::publish::Mark;
@@ -30,6 +32,7 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
                 node.changed.notify();
             }
             Err(error @ LogError::DiskFull { .. }) => {
+                sim::mark(sim::Mark::DiskFull);
                 let before = node.segments.failure.replace(Some(error.to_string()));
                 if before.is_none() {
                     node.event(error.to_string());
@@ -94,6 +97,7 @@ pub async fn silence<E: Edge>(node: Rc<Node<E>>) {
         }
         let silent = primary.machine.borrow().silent_links(now);
         for link in silent {
+            sim::mark(sim::Mark::SilentLinkClosed);
             node.event(format!("replica link {link} is silent: closed"));
             node.close_link(link);
         }
@@ -257,6 +261,7 @@ impl<E: Edge> Node<E> {
 
     /// The table has no space to flush: apply waits for it, and writes are refused.
     fn pause_table(&self, error: &TableError) {
+        sim::mark(sim::Mark::ApplyPaused);
         if self.table_paused.replace(Some(error.to_string())).is_none() {
             self.event(format!("apply pauses: {error}"));
         }
@@ -297,6 +302,8 @@ impl<E: Edge> Node<E> {
 
     /// The table is durable up to `mark`: first here, then the table may forget what led there.
     pub(super) async fn record_table(&self, mark: Mark) -> Result<(), NodeError> {
+        let ahead = planted(Bug::TableRecordedAhead);
+        let mark = if ahead { self.applied.mark() } else { mark };
         let durable = TableDurable { lsn: mark.lsn, row_count: mark.rows };
         // Two flushes may finish one right after the other: the position never goes back.
         let newer = |state: &mut crate::log::NodeState| {

@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use rowship_proto::FrameHeader;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
+use zerocopy::FromBytes;
 
 use super::NodeError;
 use super::state::{Node, Stop, count};
@@ -96,11 +99,17 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
             .await;
         let Some(batch) = next else { return };
         node.writes.busy.set(true);
+        if planted(Bug::AckBeforeSync) {
+            node.handle_durable(batch.last().expect("never empty"));
+        }
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
             Ok(()) => node.handle_durable(batch.last().expect("never empty")),
-            Err(error) => return node.stop(Stop::Failed(error)),
+            Err(error) => {
+                mark(Mark::WriteFailed);
+                return node.stop(Stop::Failed(error));
+            }
         }
     }
 }
@@ -127,8 +136,10 @@ async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Resu
     Ok(())
 }
 
-/// A batch as single writes, each durable before the next: of at most `bytes_max` bytes, because
-/// recovery tells a torn write from damage by that size, and of at most [`BATCH_RUNS_MAX`] parts.
+/// A batch as single writes, each durable before the next: of whole frames, of at most `bytes_max`
+/// bytes and at most [`BATCH_RUNS_MAX`] parts. Recovery tells a torn write from damage by that
+/// size, counted from the first frame that does not hold: a frame in two writes would have a
+/// second write's worth of frames standing too far behind it.
 fn writes_of(batch: &[Run], bytes_max: usize) -> Vec<Vec<Bytes>> {
     let mut writes: Vec<Vec<Bytes>> = vec![Vec::new()];
     let mut room = bytes_max;
@@ -136,16 +147,31 @@ fn writes_of(batch: &[Run], bytes_max: usize) -> Vec<Vec<Bytes>> {
         let mut rest = run.bytes.clone();
         while !rest.is_empty() {
             let full = writes.last().is_some_and(|parts| parts.len() == BATCH_RUNS_MAX);
-            if room == 0 || full {
+            let len = if full { 0 } else { whole_frames(&rest, room) };
+            if len == 0 {
+                assert!(full || room < bytes_max, "a frame is at most half of a write");
                 writes.push(Vec::new());
                 room = bytes_max;
+                continue;
             }
-            let part = rest.split_to(rest.len().min(room));
-            room -= part.len();
-            writes.last_mut().expect("never empty").push(part);
+            room -= len;
+            writes.last_mut().expect("never empty").push(rest.split_to(len));
         }
     }
     writes
+}
+
+/// Bytes of the whole frames at the front of `run`, as many as fit `room`.
+fn whole_frames(run: &[u8], room: usize) -> usize {
+    let mut end = 0;
+    while let Ok((header, _)) = FrameHeader::read_from_prefix(&run[end..]) {
+        let next = end + header.frame_bytes();
+        if next > room {
+            break;
+        }
+        end = next;
+    }
+    end
 }
 
 impl<E: Edge> Node<E> {
@@ -170,7 +196,8 @@ impl<E: Edge> Node<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rowship_proto::{Epoch, Lsn};
+    use rowship_proto::frame::{Seal, frame_bytes, sealed_frame};
+    use rowship_proto::{Epoch, FrameKind, LogId, Lsn};
 
     fn run(start: u64, len: usize, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; len]);
@@ -192,14 +219,37 @@ mod tests {
         assert!(queue.is_idle() && queue.has_room());
     }
 
+    /// A run of frames with bodies of these lengths.
+    fn frames(start: u64, bodies: &[usize]) -> Run {
+        let mut seal = Seal::first(LogId([1, 2]), Epoch::NONE);
+        let (mut bytes, mut next) = (Vec::new(), Lsn(start));
+        for len in bodies {
+            let (header, frame) = sealed_frame(FrameKind::Mark, 0, next, &vec![0; *len], &seal);
+            (next, seal.chain_previous) = (header.end(), header.chain());
+            bytes.extend(frame);
+        }
+        Run {
+            start: Lsn(start),
+            next,
+            bytes: bytes.into(),
+            chain: 0,
+            epoch: Epoch::NONE,
+            mark: false,
+        }
+    }
+
     #[test]
-    fn no_single_write_is_larger_than_recovery_expects() {
-        let batch = [run(0, 8, 8), run(8, 100, 108), run(108, 4, 112)];
-        let writes = writes_of(&batch, 30);
+    fn no_single_write_is_larger_than_recovery_expects_or_parts_a_frame() {
+        let empty = frame_bytes(0);
+        let batch = [frames(0, &[8, 0, 0, 16]), frames(8192, &[0]), frames(16384, &[0, 0])];
+        let writes = writes_of(&batch, 2 * empty + 16);
         let sizes: Vec<usize> =
             writes.iter().map(|parts| parts.iter().map(Bytes::len).sum()).collect();
-        assert_eq!(sizes, [30, 30, 30, 22]);
-        let many: Vec<Run> = (0..300).map(|at| run(at * 8, 8, at * 8 + 8)).collect();
+        assert_eq!(sizes, [2 * empty + 8, 2 * empty + 16, 2 * empty, empty]);
+        for part in writes.iter().flatten() {
+            assert_eq!(whole_frames(part, usize::MAX), part.len());
+        }
+        let many: Vec<Run> = (0..300).map(|at| frames(at * 4096, &[0])).collect();
         let writes = writes_of(&many, 1 << 20);
         assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), [BATCH_RUNS_MAX, 44]);
     }

@@ -21,6 +21,7 @@ pub const WIRING_FILES: &[(&str, &str)] = &[
 pub const SYSTEM_FILES: &[(&str, &str)] = &[
     ("engine/src/node/settings.rs", "a default counts the cores"),
     ("engine/src/apply/lsm/files.rs", "the table's own files, beside those of lsm-tree"),
+    ("engine/sim/src/main.rs", "simulations on several threads, each with seeds of its own"),
 ];
 
 /// Files of `node` that may hold a `HashMap` or `HashSet`: only looked up by key, never walked in

@@ -228,6 +228,8 @@ pub static KEYS: &[Key] = &[
         |draft| Some(match draft.settings.node.table {
             TableKind::Lsm => "lsm".to_owned(),
             TableKind::Memory => "memory".to_owned(),
+            #[cfg(feature = "sim")]
+            TableKind::Imaged => "imaged".to_owned(),
         }),
         |draft, text| {
             draft.settings.node.table =

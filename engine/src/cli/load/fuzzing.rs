@@ -121,16 +121,15 @@ fn records(text: &[u8]) -> Vec<(u64, Vec<Vec<u8>>, bool)> {
             return records;
         }
         let feeds = text[..at].iter().filter(|byte| **byte == b'\n').count() as u64;
-        let (mut fields, mut open) = (Vec::new(), false);
-        loop {
-            let (next, is_open) = field(text, &mut at);
+        let mut fields = Vec::new();
+        let open = loop {
+            let (next, open) = field(text, &mut at);
             fields.push(next);
-            open = is_open;
             if text.get(at) != Some(&b',') {
-                break;
+                break open;
             }
             at += 1;
-        }
+        };
         records.push((feeds + 1, fields, open));
     }
 }
