@@ -52,6 +52,8 @@ fn partition(losses: &[Loss]) {
     assert!(earlier.0 >= 2000, "lag_ms tells since when: {earlier:?}");
     assert!(later.0 >= earlier.0 + 500, "lag_ms grows as time does: {earlier:?}, {later:?}");
     assert!(later.1 > earlier.1, "lag_bytes grows: {earlier:?}, {later:?}");
+    let heard = cluster.nodes[1].status()["upstream"]["heard_ms_ago"].as_u64().unwrap();
+    assert!(heard >= 1500, "the replica heard of its primary {heard} ms ago");
     assert_undisturbed(before, during);
     let other = cluster.row(2);
     assert!(other["state"] == "streaming" && lag(&other).0 < 1000, "{other:#}");

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rowship::cli::client::Client;
 use rowship::cli::reply::Reply;
-use support::{Node, assert_identical, rowship};
+use support::{Node, assert_identical, free_address, rowship};
 
 fn primary(scratch: &Path, name: &str, flags: &[&str]) -> Node {
     let mut node = Node::primary(scratch, name, flags);
@@ -245,6 +245,62 @@ fn a_primary_restored_from_an_older_copy_is_refused() {
         restored.stop();
     }
     assert_eq!(follower.verify_log().0, 0);
+}
+
+/// Segment files that a node holds a descriptor of.
+fn segments_open(node: &Node) -> usize {
+    let all = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().flatten();
+    let targets = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains("segment-")).count()
+}
+
+/// The files of written segments are closed; a cut needs one of them again.
+#[test]
+fn a_running_replica_cuts_its_tail_back_into_a_segment_that_it_had_closed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let listen = ["--replication-listen", address.as_str()];
+    let mut old =
+        primary(scratch.path(), "old", &[&listen[..], &["--ack", "semi-sync ANY 2"]].concat());
+    let ahead = replica(scratch.path(), "ahead", &old);
+    let mut behind = replica(scratch.path(), "behind", &old);
+    let filler = "x".repeat(400);
+    let segment_bytes = old.status()["log"]["segment_bytes"].as_u64().unwrap();
+    // Several segments, and most of one more.
+    let mut row = 0;
+    while appended(&old) < 8 * segment_bytes || appended(&old) % segment_bytes < segment_bytes / 2 {
+        set(&old, &format!("rows:{}", row % 120), &filler);
+        row += 1;
+    }
+    ahead.catch_up_with(&old);
+    behind.catch_up_with(&old);
+    for node in [&old, &ahead, &behind] {
+        let open = segments_open(node);
+        // The one that is written, the next one, and one that has just been left.
+        assert!((1..=3).contains(&open), "{}: {open} segments are open", node.name);
+    }
+    behind.stop();
+    let committed = appended(&old);
+    let mut client = hasty(&old);
+    for row in 0..80 {
+        client.ask(&["SET", &format!("rows:{row}"), &format!("tail {filler}")]).unwrap();
+    }
+    let goal = appended(&old);
+    assert!(goal / segment_bytes > committed / segment_bytes, "the tail reaches into another");
+    ahead.until("received", |status| status["log"]["durable"].as_u64().unwrap() >= goal);
+    old.kill();
+    promote(&mut behind, &[&listen[..], &["--ack", "async"]].concat());
+    for row in 0..400 {
+        set(&behind, &format!("rows:{}", row % 120), "new");
+    }
+    ahead.catch_up_with(&behind);
+    let events = ahead.status()["events"].to_string();
+    assert!(events.contains("cut the uncommitted tail"), "{events}");
+    assert_identical(&behind, &ahead);
+    for node in [&ahead, &behind] {
+        assert_eq!(node.verify_log().0, 0, "{:?}", node.verify_log());
+        assert!(segments_open(node) <= 3, "{}: too many are open", node.name);
+    }
 }
 
 #[test]

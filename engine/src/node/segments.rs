@@ -112,6 +112,13 @@ impl<E: Edge> Segments<E> {
         (lsn.since(*base) < open.bytes).then(|| (*base, open.file.clone()))
     }
 
+    /// Closes the files of segments that end at or below `durable`: there will be no more writes in
+    /// them, or the log would have a descriptor for each. Their maps stay. A log that is cut back
+    /// into one of them has it opened again ([`Segments::ensure`]).
+    pub fn close_written(&self, durable: Lsn) {
+        self.files.borrow_mut().retain(|base, open| base.plus(open.bytes) > durable);
+    }
+
     /// Forgets segments that begin above `end`: the log was cut there.
     pub fn close_above(&self, end: Lsn) {
         self.files.borrow_mut().retain(|base, _| *base <= end);

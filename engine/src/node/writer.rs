@@ -181,6 +181,7 @@ impl<E: Edge> Node<E> {
         assert!(lsn >= self.durable.get());
         self.durable.set(lsn);
         self.durable_end.set(Checkpoint { lsn, chain: last.chain, epoch: last.epoch });
+        self.segments.close_written(lsn);
         if let Some(primary) = self.primary() {
             // The pool must never be held by the tip while the appender waits for a buffer.
             let keep = if primary.appender.borrow().pool_is_low() { 0 } else { usize::MAX };
