@@ -258,6 +258,27 @@ fn a_table_that_does_not_open_is_set_aside_and_rebuilt() {
 }
 
 #[test]
+fn a_damaged_table_behind_a_retired_log_is_left_as_it_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = stopped_primary(scratch.path(), 700);
+    node.start();
+    let to = node.status()["log"]["appended"].as_u64().unwrap();
+    node.call(&["ROWSHIP.RETIRE", &to.to_string()]);
+    assert!(node.status()["log"]["oldest_lsn"].as_u64().unwrap() > 65536, "some of it is retired");
+    node.stop();
+    let current = node.directory.join("table/current");
+    let whole = std::fs::read(&current).unwrap();
+    std::fs::write(&current, &whole[..3]).unwrap();
+    for _ in 0..2 {
+        assert_refused(&mut node, 5, &["is damaged", "was retired below", "nothing was changed"]);
+        assert!(!node.directory.join("table.broken-1").exists());
+    }
+    std::fs::write(&current, whole).unwrap();
+    node.start();
+    assert_rows(&node, 0..700, value);
+}
+
+#[test]
 fn rot_in_rows_of_the_table_never_answers_wrongly_and_a_restart_heals_it() {
     let scratch = tempfile::tempdir().unwrap();
     let mut node = stopped_primary(scratch.path(), 1500);

@@ -63,25 +63,33 @@ fn the_table_keeps_its_durable_rows_whenever_its_disk_loses_power() {
     let seed = seed("ROWSHIP_POWER_SEED");
     eprintln!("table: ROWSHIP_POWER_SEED={seed}");
     let mut random = Random(seed);
+    let mut left = rounds("ROWSHIP_POWER_ROUNDS", 12);
+    while left > 0 {
+        let count = left.min(ROUNDS_OF_ONE_CLUSTER);
+        table_rounds(count, &mut random);
+        left -= count;
+    }
+}
+
+fn table_rounds(rounds: u64, random: &mut Random) {
     let scratch = tempfile::tempdir().unwrap();
     let flags = ["--checkpoint-ms", "20", "--memtable-bytes", "16KiB"];
     let Some(mut site) = Site::primary(scratch.path(), &flags) else { return };
     let Site { node, disk } = &mut site;
     node.start();
     let (mut archive, mut met, mut retired) = (Archive::default(), 0, 0);
-    let rounds = rounds("ROWSHIP_POWER_ROUNDS", 12);
     for round in 0..rounds {
         let address = node.address();
         let which = Which { operation: None, path: "/table", skip: random.below(TABLE_REQUESTS) };
         disk.arm(Trigger { which, after: random.below(2) == 0 });
         let mut pipelines = 0;
         while pipelines < TABLE_PIPELINES_MAX && !disk.wait_for_trigger(Duration::ZERO) {
-            archive.write_some(&address, &mut random);
+            archive.write_some(&address, random);
             pipelines += 1;
         }
         met += u64::from(disk.wait_for_trigger(Duration::ZERO));
         archive.disconnect();
-        disk.lose_power(node, &mut random);
+        disk.lose_power(node, random);
         node.start();
         assert!(!node.log().contains("rebuilt from the log"), "round {round}:\n{}", node.log());
         archive.check(node).unwrap_or_else(|lost| panic!("round {round}: {lost}"));
@@ -93,6 +101,7 @@ fn the_table_keeps_its_durable_rows_whenever_its_disk_loses_power() {
     }
     let rows = archive.acknowledged();
     eprintln!("table: {rows} rows, {met} of {rounds} rounds at the request, {retired} retired");
-    assert!(met * 2 > rounds, "{met} of {rounds}");
-    assert!(retired > 0, "the log could still heal it");
+    let few = rounds < 5;
+    assert!(few || met * 2 > rounds, "{met} of {rounds}");
+    assert!(few || retired > 0, "the log could still heal it");
 }

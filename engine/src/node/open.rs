@@ -156,9 +156,18 @@ pub fn open_table<D: Disk>(
         }
         TableKind::Lsm => {
             let path = table_path(&settings.node.data_dir);
-            let opened = LsmTable::open(&path, lsm_settings(settings), durable);
+            // A log that is not there yet has not lost anything either.
+            let oldest = log.map_or(FIRST_FRAME, |log| log.oldest);
+            let rebuildable = oldest <= FIRST_FRAME;
+            let opened = LsmTable::open(&path, lsm_settings(settings), durable, rebuildable);
             let opened = opened.map_err(|error| match error {
                 TableError::NoSpace { .. } => NodeError::full(&error),
+                TableError::Damaged { path, reason } => NodeError::damage(&format!(
+                    "table at {} is damaged: {reason}. It cannot be rebuilt, as the log was \
+                     retired below LSN {oldest}; nothing was changed: start this node again from \
+                     an empty directory (a replica then follows its primary)",
+                    path.display()
+                )),
                 _ => NodeError::directory(&error),
             })?;
             if let Some(rebuilt) = &opened.rebuilt {

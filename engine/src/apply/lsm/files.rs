@@ -30,12 +30,14 @@ pub struct Rebuilt {
 /// Where a tree is about to be opened.
 pub struct Place {
     path: PathBuf,
+    /// Whether the log reaches back far enough for a new table.
+    rebuildable: bool,
     rebuilt: Option<Rebuilt>,
 }
 
 impl Place {
-    pub fn new(path: &Path) -> Place {
-        Place { path: path.to_owned(), rebuilt: None }
+    pub fn new(path: &Path, rebuildable: bool) -> Place {
+        Place { path: path.to_owned(), rebuildable, rebuilt: None }
     }
 
     /// Finds out what is left of the table, and sets it aside when it is known to be no good.
@@ -65,8 +67,12 @@ impl Place {
         if self.rebuilt.is_some() { Mark::ZERO } else { durable }
     }
 
-    /// Moves what is there out of the way, having noted that it will be missing.
+    /// Moves what is there out of the way, having noted that it will be missing. What cannot be
+    /// made anew stays where it is.
     pub fn set_aside(&mut self, reason: String) -> Result<(), TableError> {
+        if !self.rebuildable {
+            return Err(TableError::Damaged { path: self.path.clone(), reason });
+        }
         let aside = self.move_away().map_err(|error| io_fault(&self.path, error))?;
         self.rebuilt = Some(Rebuilt { reason, aside });
         Ok(())

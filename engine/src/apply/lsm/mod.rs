@@ -135,11 +135,19 @@ impl LsmTable {
     /// `<path>.broken-<n>`. That is remembered in `<path>.rebuild` until a new position has been
     /// recorded, so that a crash in between does not pass the empty table off as the old one.
     ///
+    /// All that only where the log is `rebuildable`, which is to say that nothing of it has been
+    /// retired. Elsewhere nothing is changed.
+    ///
     /// # Errors
     /// [`TableError`] for what a restart may cure (no space, no permission), and when too many
-    /// broken tables lie around.
-    pub fn open(path: &Path, settings: LsmSettings, durable: Mark) -> Result<Opened, TableError> {
-        let mut place = Place::new(path);
+    /// broken tables lie around. [`TableError::Damaged`] when there is no log to rebuild it from.
+    pub fn open(
+        path: &Path,
+        settings: LsmSettings,
+        durable: Mark,
+        rebuildable: bool,
+    ) -> Result<Opened, TableError> {
+        let mut place = Place::new(path, rebuildable);
         place.prepare(durable)?;
         let set_numbers = SequenceNumberCounter::default();
         // What the crate does with the durable position is nothing, but its filter needs one.

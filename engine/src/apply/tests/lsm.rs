@@ -13,7 +13,7 @@ use super::*;
 const START: Lsn = Lsn(4096);
 
 fn open(path: &Path, durable: Mark) -> Opened {
-    LsmTable::open(path, LsmSettings::tiny(), durable).expect("opens")
+    LsmTable::open(path, LsmSettings::tiny(), durable, true).expect("opens")
 }
 
 /// Applies the whole log in one window.

@@ -11,7 +11,7 @@ use super::*;
 const START: Lsn = Lsn(4096);
 
 fn open_lsm(path: &Path, durable: Mark) -> Arc<dyn Table> {
-    let opened = LsmTable::open(path, LsmSettings::tiny(), durable).expect("opens");
+    let opened = LsmTable::open(path, LsmSettings::tiny(), durable, true).expect("opens");
     assert_eq!((opened.durable, opened.rebuilt), (durable, None));
     Arc::new(opened.table)
 }
