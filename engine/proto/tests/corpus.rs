@@ -386,11 +386,17 @@ fn primary_seeds() -> Vec<(&'static str, Vec<u8>, Lsn)> {
     let joins: &[u8] = &[0, 0, 0, 0, 0, 99, 0, 1, 0, 3, 2, 0, 99, 0];
     let acks: &[u8] = &[4, 0, 255, 4, 0, 255, 5, 0, 250, 250, 0, 0];
     let durable: &[u8] = &[8, 255, 2];
+    // Two replicas of which one is behind.
+    let other: &[u8] = &[0, 1, 0, 0, 0, 99, 0, 1, 0, 3, 2, 0, 99, 0];
+    let ships: &[u8] = &[4, 0, 255, 4, 1, 255, 4, 0, 255, 4, 1, 255];
+    let both: &[u8] = &[5, 0, 200, 200, 0, 0, 5, 1, 150, 140, 0, 0];
+    let two = [&[3][..], begins, durable, joins, other, ships, both].concat();
     let life = |policy: u8| [&[policy], begins, durable, joins, acks, &[7, 0], joins].concat();
     vec![
         ("async", life(0), Lsn(5056)),
         ("semi_sync", life(1), Lsn(5056)),
         ("first", life(4), Lsn(5056)),
+        ("two", two, Lsn(5056)),
         ("sync", life(7), Lsn(5056)),
     ]
 }

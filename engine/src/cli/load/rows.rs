@@ -8,6 +8,10 @@ use csv::ByteRecord;
 /// One record of a CSV file. Real ones have at most some KiB; a quote that is never closed would
 /// swallow the rest of the file.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
+/// A byte order mark, which some programs put before the header, and one byte behind it. The CSV
+/// reader looks for the mark in its first read only, and takes a read that ends with it for the
+/// file's end.
+const FIRST_READ_BYTES_MIN: usize = 4;
 
 /// How lines become keys.
 #[derive(Clone, Debug)]
@@ -215,6 +219,12 @@ impl<R: Read> Read for RecordGuard<R> {
             None => self.input.read(buffer)?,
             Some(_) => 0,
         };
+        while self.read == 0 && (1..FIRST_READ_BYTES_MIN.min(buffer.len())).contains(&len) {
+            match self.input.read(&mut buffer[len..])? {
+                0 => break,
+                more => len += more,
+            }
+        }
         if len == 0 && self.input_end.is_none() && buffer.len() >= AFTER_INPUT {
             self.input_end = Some(self.read);
             len = AFTER_INPUT;
@@ -317,6 +327,15 @@ mod tests {
         let expected = b"*6\r\n$4\r\nHSET\r\n$3\r\nt:1\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nb\r\n$2\r\n\
             \xff\xfe\r\n";
         assert_eq!(command, expected);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_however_its_bytes_arrive() {
+        for first in 0..5 {
+            let (head, rest) = b"\xef\xbb\xbfa,b\n1,2\n".split_at(first);
+            let mut rows = CsvRows::new(head.chain(rest), plan(&["a"])).unwrap();
+            assert_eq!(rows.next_line().unwrap().unwrap().key, b"t:1");
+        }
     }
 
     #[test]
