@@ -18,7 +18,7 @@ use crate::sim::{Bug, Mark, mark, planted};
 pub type LinkId = u64;
 
 /// So many times the peer timeout a replica may be mute while it joins.
-pub const JOIN_TIMEOUTS: u64 = 60;
+pub const JOIN_TIMEOUTS: u64 = 12;
 
 /// What a primary is from start to stop.
 #[derive(Clone, Debug)]
