@@ -20,10 +20,38 @@ pub(super) struct Seen {
     pub(super) committed: Lsn,
     pub(super) clock: Hlc,
     pub(super) policy: Option<(AckPolicyChanged, String)>,
-    pub(super) repeats_left: u64,
+    pub(super) opening: Opening,
     pub(super) frames: u64,
     /// The epoch being read, and its first frame that was read.
     pub(super) reign: Option<(Epoch, Lsn)>,
+}
+
+/// How far a segment's opening has come: its repeats, all of them, one right behind the other. A
+/// reign that found them cut short writes all of them again.
+#[derive(Default)]
+pub(super) struct Opening {
+    repeats: u64,
+    left: u64,
+}
+
+impl Opening {
+    /// The next frame of the segment. A hostile count only keeps the opening from being whole.
+    pub(super) fn frame(&mut self, header: &FrameHeader, body: &[u8]) {
+        if header.kind() == Some(FrameKind::SegmentStart) {
+            let start = read_whole::<SegmentStart>(body, "segment start");
+            self.repeats = start.map_or(0, |start| start.repeat_frames);
+            self.left = self.repeats;
+        } else if header.flags & FLAG_REPEAT != 0 {
+            self.left = self.left.saturating_sub(1);
+        } else if self.left > 0 {
+            self.left = self.repeats;
+        }
+    }
+
+    /// Repeats that are missing.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
 }
 
 impl Seen {
@@ -37,7 +65,7 @@ impl Seen {
             committed: Lsn::ZERO,
             clock: Hlc::default(),
             policy: None,
-            repeats_left: 0,
+            opening: Opening::default(),
             frames: 0,
             reign: None,
         }
@@ -56,10 +84,9 @@ impl Seen {
             self.settle();
             self.reign = Some((header.epoch, header.lsn));
         }
+        self.opening.frame(header, body);
         let repeat = header.flags & FLAG_REPEAT != 0;
-        if repeat {
-            self.repeats_left = self.repeats_left.saturating_sub(1);
-        } else if header.kind() != Some(FrameKind::SegmentStart) {
+        if !repeat && header.kind() != Some(FrameKind::SegmentStart) {
             // Repeats may still say that this epoch started before the bytes that are read.
             self.settle();
         }
@@ -76,7 +103,6 @@ impl Seen {
                 if said != (segment.log_id, segment.base, segment.segment_bytes) {
                     return Err(FrameError::Body("segment start differs from its header page"));
                 }
-                self.repeats_left = start.repeat_frames;
             }
             Some(FrameKind::TableDefine) => self.define(body)?,
             Some(FrameKind::EpochHistory) => self.remember(body)?,
@@ -135,6 +161,33 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
+
+    #[test]
+    fn an_opening_is_whole_when_all_repeats_stand_in_one_row() {
+        let start = SegmentStart {
+            log_id: LogId([1, 2]),
+            base: Lsn::ZERO,
+            segment_bytes: 64 << 10,
+            frame_body_bytes_max: 4096,
+            repeat_frames: 3,
+        };
+        let seal = Seal::first(start.log_id, Epoch { counter: 1, node_id: 1, nonce: 1 });
+        let header = |kind, flags| sealed_frame(kind, flags, Lsn(4096), b"", &seal).0;
+        let mut opening = Opening::default();
+        let (repeat, reign) = (FrameKind::TableDefine, FrameKind::EpochStart);
+        opening.frame(&header(FrameKind::SegmentStart, 0), start.as_bytes());
+        let mut left = |kind, flags| {
+            opening.frame(&header(kind, flags), b"");
+            opening.left()
+        };
+        assert_eq!(left(repeat, FLAG_REPEAT), 2);
+        assert_eq!(left(reign, 0), 3, "a crash: the next reign writes all of them again");
+        assert_eq!(left(repeat, FLAG_REPEAT), 2);
+        assert_eq!(left(repeat, FLAG_REPEAT), 1);
+        assert_eq!(left(reign, 0), 3, "and a crash in the middle of that");
+        assert_eq!((0..3).map(|_| left(repeat, FLAG_REPEAT)).last(), Some(0));
+        assert_eq!(left(FrameKind::Rows, 0), 0);
+    }
 
     #[test]
     fn a_reign_of_nothing_but_a_segment_start_is_kept() {

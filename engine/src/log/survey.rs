@@ -10,7 +10,7 @@
 //! below the checkpoint, and when a whole header with right checksum and place stands at X but
 //! does not continue the log, since no torn write leaves that. Otherwise the log ends at X.
 
-use rowship_proto::control::{SegmentEnd, SegmentStart, read_whole};
+use rowship_proto::control::SegmentEnd;
 use rowship_proto::frame::FrameError;
 use rowship_proto::verify::{StreamVerifier, first_frame};
 use rowship_proto::{Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn};
@@ -18,7 +18,7 @@ use rowship_proto::{Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameHeader, FrameK
 use super::node_state::{Checkpoint, NodeState};
 use super::recover::{Recovered, TornTail};
 use super::scan::{Found, SegmentScan, may_be_torn};
-use super::seen::Seen;
+use super::seen::{Opening, Seen};
 use super::segment::{
     SegmentFile, SegmentHeader, SegmentHeaderError, list_segments, segment_file_name,
 };
@@ -98,20 +98,17 @@ fn opening_is_whole<D: Disk>(
     let Ok(header) = SegmentHeader::read(disk, base)? else { return Ok(false) };
     let mut scan = SegmentScan::of_file(disk, base, bytes);
     let mut verifier = adopt(&mut scan, log_id, &header)?;
-    let mut left = 1;
-    while left > 0 {
+    let mut opening = Opening::default();
+    loop {
         let Found::Frame { header, bytes, after } = scan.frame(&verifier)? else {
             return Ok(false);
         };
-        left -= 1;
-        if header.kind() == Some(FrameKind::SegmentStart) {
-            let start = read_whole::<SegmentStart>(body_of(&header, bytes), "segment start");
-            // A hostile count only makes the walk end at the first frame that is not there.
-            left = start.map_or(0, |start| start.repeat_frames);
+        opening.frame(&header, body_of(&header, bytes));
+        if opening.left() == 0 {
+            return Ok(true);
         }
         verifier = after;
     }
-    Ok(true)
 }
 
 /// A verifier at the head of a segment, that takes the chain as it finds it.
@@ -311,7 +308,7 @@ impl<'a, D: Disk> Walk<'a, D> {
             committed: seen.committed,
             clock: seen.clock,
             policy: seen.policy,
-            opening_left: seen.repeats_left,
+            opening_left: seen.opening.left(),
             torn,
             oldest: first_frame(self.segments[0].0),
             active: in_segment.then_some(self.header),

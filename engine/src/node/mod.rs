@@ -57,6 +57,7 @@ pub mod stream;
 pub mod supervise;
 pub mod tip;
 pub mod upkeep;
+pub mod waits;
 pub mod writer;
 
 use std::fmt::Display;

@@ -143,51 +143,18 @@ pub fn open_table<D: Disk>(
     state: &mut NodeState,
     log: Option<&Recovered>,
 ) -> Result<OpenedTable, NodeError> {
-    let stored = state.table_durable;
-    let durable = Mark { lsn: stored.lsn, rows: stored.row_count };
     let mut events = Vec::new();
     let (table, mut start): (Arc<dyn Table>, Mark) = match settings.node.table {
         TableKind::Memory => (Arc::new(MemoryTable::new()), Mark::ZERO),
         #[cfg(feature = "sim")]
         TableKind::Imaged => {
+            let stored = state.table_durable;
+            let durable = Mark { lsn: stored.lsn, rows: stored.row_count };
             let bytes = settings.node.memtable_bytes;
             let table = super::imaged::ImagedTable::open(disk.clone(), durable, bytes);
             (Arc::new(table.map_err(|error| NodeError::directory(&error))?), durable)
         }
-        TableKind::Lsm => {
-            let path = table_path(&settings.node.data_dir);
-            // A log that is not there yet has not lost anything either.
-            let oldest = log.map_or(FIRST_FRAME, |log| log.oldest);
-            let rebuildable = oldest <= FIRST_FRAME;
-            let opened = LsmTable::open(&path, lsm_settings(settings), durable, rebuildable);
-            let opened = opened.map_err(|error| match error {
-                TableError::NoSpace { .. } => NodeError::full(&error),
-                TableError::Damaged { path, reason } => NodeError::damage(&format!(
-                    "table at {} is damaged: {reason}. It cannot be rebuilt, as the log was \
-                     retired below LSN {oldest}; nothing was changed: start this node again from \
-                     an empty directory (a replica then follows its primary)",
-                    path.display()
-                )),
-                _ => NodeError::directory(&error),
-            })?;
-            if let Some(rebuilt) = &opened.rebuilt {
-                events.push(format!(
-                    "the table did not open and is rebuilt from the log: {}{}",
-                    rebuilt.reason,
-                    rebuilt.aside.as_ref().map_or_else(String::new, |aside| {
-                        format!(" (its files are kept at {})", aside.display())
-                    })
-                ));
-            }
-            if opened.durable != durable {
-                let Mark { lsn, rows: row_count } = opened.durable;
-                state.table_durable = TableDurable { lsn, row_count };
-                state.store(disk).map_err(|error| NodeError::state(&error))?;
-                let recorded = opened.table.recorded(lsn);
-                recorded.map_err(|error| NodeError::directory(&error))?;
-            }
-            (Arc::new(opened.table), opened.durable)
-        }
+        TableKind::Lsm => open_lsm(disk, settings, state, log, &mut events)?,
     };
     if start.lsn > FIRST_FRAME {
         sim::mark(sim::Mark::ReplayedFromMiddle);
@@ -210,6 +177,50 @@ pub fn open_table<D: Disk>(
         }
     }
     Ok(OpenedTable { table, start, events })
+}
+
+/// The table on disk, and what it holds.
+fn open_lsm<D: Disk>(
+    disk: &D,
+    settings: &Settings,
+    state: &mut NodeState,
+    log: Option<&Recovered>,
+    events: &mut Vec<String>,
+) -> Result<(Arc<dyn Table>, Mark), NodeError> {
+    let stored = state.table_durable;
+    let durable = Mark { lsn: stored.lsn, rows: stored.row_count };
+    let path = table_path(&settings.node.data_dir);
+    // A log that is not there yet has not lost anything either.
+    let oldest = log.map_or(FIRST_FRAME, |log| log.oldest);
+    let rebuildable = oldest <= FIRST_FRAME;
+    let opened = LsmTable::open(&path, lsm_settings(settings), durable, rebuildable);
+    let opened = opened.map_err(|error| match error {
+        TableError::NoSpace { .. } => NodeError::full(&error),
+        TableError::Damaged { path, reason } => NodeError::damage(&format!(
+            "table at {} is damaged: {reason}. It cannot be rebuilt, as the log was \
+             retired below LSN {oldest}; nothing was changed: start this node again from \
+             an empty directory (a replica then follows its primary)",
+            path.display()
+        )),
+        _ => NodeError::directory(&error),
+    })?;
+    if let Some(rebuilt) = &opened.rebuilt {
+        events.push(format!(
+            "the table did not open and is rebuilt from the log: {}{}",
+            rebuilt.reason,
+            rebuilt.aside.as_ref().map_or_else(String::new, |aside| {
+                format!(" (its files are kept at {})", aside.display())
+            })
+        ));
+    }
+    if opened.durable != durable {
+        let Mark { lsn, rows: row_count } = opened.durable;
+        state.table_durable = TableDurable { lsn, row_count };
+        state.store(disk).map_err(|error| NodeError::state(&error))?;
+        let recorded = opened.table.recorded(lsn);
+        recorded.map_err(|error| NodeError::directory(&error))?;
+    }
+    Ok((Arc::new(opened.table), opened.durable))
 }
 
 fn lsm_settings(settings: &Settings) -> LsmSettings {

@@ -1,0 +1,120 @@
+//! Commands that wait for a position: WAIT, WAITAOF and ROWSHIP.WAITPOS.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use rowship_proto::Position;
+use rowship_proto::position::Located;
+use rowship_proto::sim::{Bug, Mark, mark, planted};
+
+use super::client::Client;
+use super::state::Node;
+use crate::edge::Edge;
+use crate::intake::reply::Reply;
+
+/// Runs until `look` finds something or the time is over (0 is no limit).
+async fn until<E: Edge, T>(
+    node: &Node<E>,
+    timeout_ms: u64,
+    look: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let found = node.changed.until(look);
+    if timeout_ms == 0 {
+        return Some(found.await);
+    }
+    tokio::select! {
+        biased;
+        found = found => Some(found),
+        () = tokio::time::sleep(Duration::from_millis(timeout_ms)) => None,
+    }
+}
+
+/// WAIT: how many replicas have received this connection's writes.
+pub async fn wait<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    replicas: u64,
+    timeout_ms: u64,
+) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR WAIT cannot be used with replica instances.");
+    };
+    let lsn = client.last_write.get();
+    let holding = || primary.machine.borrow().count_holding(lsn).0 as u64;
+    until(node, timeout_ms, || {
+        (holding() >= replicas || client.outbox.is_broken() || node.is_stopping()).then_some(())
+    })
+    .await;
+    Reply::Integer(i64::try_from(holding()).unwrap_or(i64::MAX))
+}
+
+/// WAITAOF: whether they are durable here, and on how many replicas.
+pub async fn wait_aof<E: Edge>(
+    node: &Node<E>,
+    client: &Client<E>,
+    local: bool,
+    replicas: u64,
+    timeout_ms: u64,
+) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR WAITAOF cannot be used with replica instances.");
+    };
+    let lsn = client.last_write.get();
+    let here = || node.durable.get() >= lsn;
+    let there = || primary.machine.borrow().count_holding(lsn).1 as u64;
+    until(node, timeout_ms, || {
+        let done = (!local || here()) && there() >= replicas;
+        (done || client.outbox.is_broken() || node.is_stopping()).then_some(())
+    })
+    .await;
+    let there = i64::try_from(there()).unwrap_or(i64::MAX);
+    Reply::Array(vec![Reply::Integer(i64::from(here())), Reply::Integer(there)])
+}
+
+/// `[reached | lost | timeout, this node's visible position]`.
+pub async fn wait_position<E: Edge>(
+    node: &Rc<Node<E>>,
+    client: &Client<E>,
+    token: &Position,
+    timeout_ms: u64,
+) -> Reply {
+    // Looked up again at every change: the epoch history may grow while waiting.
+    let answer = until(node, timeout_ms, || {
+        let located = match node.primary() {
+            Some(primary) => primary.machine.borrow().history().locate(token),
+            None => match node.state.try_lock() {
+                Ok(state) => state.history.locate(token),
+                // Being written: look again after that.
+                Err(_) => Located::Unknown,
+            },
+        };
+        match located {
+            Located::Lost if !planted(Bug::WaitByLsnAlone) => {
+                mark(Mark::WaitLost);
+                Some("lost")
+            }
+            Located::Lost | Located::OnHistory if node.visible.get() >= token.lsn => {
+                Some("reached")
+            }
+            Located::Lost | Located::OnHistory | Located::Unknown => {
+                (node.is_stopping() || client.outbox.is_broken()).then_some("timeout")
+            }
+        }
+    })
+    .await;
+    let answer = answer.unwrap_or("timeout");
+    let visible = node.visible_position().await;
+    Reply::Array(vec![Reply::text(answer), Reply::text(visible.to_string())])
+}
+
+impl<E: Edge> Node<E> {
+    /// `visible` as a token.
+    pub(super) async fn visible_position(&self) -> Position {
+        let lsn = self.visible.get();
+        let epoch = match self.primary() {
+            Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
+            None => self.state.lock().await.history.epoch_below(lsn),
+        };
+        Position { epoch, lsn }
+    }
+}
