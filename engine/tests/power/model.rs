@@ -386,10 +386,14 @@ fn sectors(offset: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
 
 fn put(to: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
     let (start, end) = (offset as usize, offset as usize + bytes.len());
-    if to.len() < end && !bytes.is_empty() {
+    if bytes.is_empty() {
+        // Nothing of a torn write arrived: the file is as long as it was.
+        return;
+    }
+    if to.len() < end {
         to.resize(end, 0);
     }
-    to[start.min(end)..end].copy_from_slice(bytes);
+    to[start..end].copy_from_slice(bytes);
 }
 
 impl Directory {
