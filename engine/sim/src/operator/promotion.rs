@@ -47,8 +47,8 @@ impl Operator {
         let name = self.primary().name();
         for at in self.replicas() {
             let other = self.cluster.members[at].name();
-            network.cut(name, other);
-            network.cut(other, name);
+            network.wall(name, other);
+            network.wall(other, name);
         }
         self.cluster.world.count_fault("primary isolated");
     }
@@ -171,8 +171,8 @@ impl Operator {
             for at in self.replicas() {
                 let other = &self.cluster.members[at];
                 if other.name() != old.name() && knows_epoch_of(other, new) {
-                    network.cut(new.name(), other.name());
-                    network.cut(other.name(), new.name());
+                    network.wall(new.name(), other.name());
+                    network.wall(other.name(), new.name());
                 }
             }
         }
@@ -194,8 +194,8 @@ impl Operator {
             let other = &self.cluster.members[at];
             // Who has not heard of the new reign would follow the old one: nothing fences that.
             if other.name() != old.name() && knows_epoch_of(other, new) {
-                network.heal(old.name(), other.name());
-                network.heal(other.name(), old.name());
+                network.open(old.name(), other.name());
+                network.open(other.name(), old.name());
                 tempted.push(other);
             }
         }

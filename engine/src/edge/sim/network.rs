@@ -46,6 +46,7 @@ pub struct Network {
     speeds: RefCell<BTreeMap<(String, String), LinkSpeed>>,
     usual: Cell<LinkSpeed>,
     cuts: RefCell<BTreeSet<(String, String)>>,
+    walls: RefCell<BTreeSet<(String, String)>>,
     /// What a name stands for, where that is not the host of that name.
     names: RefCell<BTreeMap<String, String>>,
     listeners: RefCell<BTreeMap<String, Rc<Backlog>>>,
@@ -84,6 +85,7 @@ impl Network {
             speeds: RefCell::default(),
             usual: Cell::new(FAST),
             cuts: RefCell::default(),
+            walls: RefCell::default(),
             names: RefCell::default(),
             listeners: RefCell::default(),
             connections: RefCell::default(),
@@ -122,15 +124,28 @@ impl Network {
         self.wake_all();
     }
 
-    /// All cuts are healed, all links fast.
+    /// As [`Network::cut`], but it stays when cuts of other origin heal, until it is opened.
+    pub fn wall(&self, from: &str, to: &str) {
+        self.walls.borrow_mut().insert((from.to_owned(), to.to_owned()));
+    }
+
+    /// What `from` sends reaches `to` again, whatever it was that kept it.
+    pub fn open(&self, from: &str, to: &str) {
+        self.walls.borrow_mut().remove(&(from.to_owned(), to.to_owned()));
+        self.heal(from, to);
+    }
+
+    /// All cuts and walls are gone, all links fast.
     pub fn heal_all(&self) {
         self.cuts.borrow_mut().clear();
+        self.walls.borrow_mut().clear();
         self.speeds.borrow_mut().clear();
         self.wake_all();
     }
 
     pub(super) fn is_cut(&self, from: &str, to: &str) -> bool {
-        self.cuts.borrow().contains(&(from.to_owned(), to.to_owned()))
+        let way = (from.to_owned(), to.to_owned());
+        self.cuts.borrow().contains(&way) || self.walls.borrow().contains(&way)
     }
 
     /// Resets a connection between these hosts, if there is one; whether there was. Where not
