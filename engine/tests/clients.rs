@@ -2,9 +2,11 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use redis::{Commands, Connection, ErrorKind, RedisResult, Value, cmd, pipe};
+use rowship::cli::client::Client;
+use rowship::cli::reply::Reply;
 use support::{Node, Random, assert_identical, connect, connect_with, noise, pair};
 
 fn refusal<T: std::fmt::Debug>(result: RedisResult<T>) -> String {
@@ -72,7 +74,7 @@ fn transactions_are_whole_or_not_at_all() {
     for line in [&["MULTI"][..], &["SET", "first:a", "text"], &["INCR", "first:a"]] {
         raw.ask(line).unwrap();
     }
-    let Ok(rowship::cli::reply::Reply::Array(parts)) = raw.call(&["EXEC"]) else { panic!() };
+    let Ok(Reply::Array(parts)) = raw.call(&["EXEC"]) else { panic!() };
     assert!(parts[0].error().is_none() && parts[1].error().unwrap().contains("not an integer"));
     assert_eq!(other.get::<_, String>("first:a").unwrap(), "text");
 
@@ -89,6 +91,132 @@ fn transactions_are_whole_or_not_at_all() {
 
     replica.catch_up_with(&primary);
     assert_identical(&primary, &replica);
+}
+
+/// The strings in SCAN's reply, in order of their text, and its cursor.
+fn scanned(reply: &Reply) -> (String, Vec<String>) {
+    let Reply::Array(parts) = reply else { panic!("{reply:?}") };
+    let Reply::Array(keys) = &parts[1] else { panic!("{reply:?}") };
+    let mut keys: Vec<String> = keys.iter().map(|key| key.text().unwrap()).collect();
+    keys.sort();
+    (parts[0].text().unwrap(), keys)
+}
+
+/// MULTI, the lines, EXEC: the replies to the lines.
+fn exec(client: &mut Client, lines: &[&str]) -> Vec<Reply> {
+    client.ask(&["MULTI"]).unwrap();
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(client.call(&words).unwrap().text().as_deref(), Some("QUEUED"), "{line}");
+    }
+    let reply = client.call(&["EXEC"]).unwrap();
+    let Reply::Array(replies) = reply else { panic!("{reply:?}") };
+    assert_eq!(replies.len(), lines.len());
+    replies
+}
+
+#[test]
+fn what_multi_queues_besides_rows_runs_at_its_place() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (primary, replica) = pair(&scratch, &[]);
+    primary.call(&["HSET", "t:kept", "a", "1"]);
+    let mut client = primary.client();
+    // The first half is what Redis 7 answers, line by line.
+    let lines = [
+        "SET t:new 1",
+        "DBSIZE",
+        "SCAN 0",
+        "SCAN 0 MATCH *new TYPE string",
+        "SET other:1 x",
+        "DEL t:new t:kept",
+        "DBSIZE",
+        "SCAN 0",
+        "WAIT 3 0",
+        "COMMAND COUNT",
+        "CLIENT SETNAME one",
+        "CLIENT GETNAME",
+        "ROLE",
+        "CONFIG GET ack",
+        "INFO server",
+        "WAITAOF 1 3 0",
+    ];
+    let replies = exec(&mut client, &lines);
+    assert_eq!(replies[1], Reply::Integer(2));
+    let all = |keys: &[&str]| ("0".to_owned(), keys.iter().map(ToString::to_string).collect());
+    assert_eq!(scanned(&replies[2]), all(&["t:kept", "t:new"]));
+    assert_eq!(scanned(&replies[3]), all(&["t:new"]));
+    assert_eq!(replies[6], Reply::Integer(1));
+    assert_eq!(scanned(&replies[7]), all(&["other:1"]));
+    assert_eq!(replies[8], Reply::Integer(1), "at once, and what the one replica holds");
+    assert!(matches!(replies[9], Reply::Integer(40..)));
+    assert_eq!(replies[11].text().as_deref(), Some("one"));
+    assert!(matches!(&replies[12], Reply::Array(parts) if parts[0].text().unwrap() == "master"));
+    assert!(matches!(&replies[13], Reply::Array(parts) if parts[1].text().unwrap() == "async"));
+    assert!(replies[14].text().unwrap().contains("rowship_version:"));
+    assert!(matches!(&replies[15], Reply::Array(parts) if parts.len() == 2));
+    assert_eq!(primary.call(&["DBSIZE"]), Reply::Integer(1));
+
+    // What EXEC does not do does not happen to the connection either.
+    client.ask(&["WATCH", "t:w"]).unwrap();
+    primary.call(&["SET", "t:w", "1"]);
+    client.ask(&["MULTI"]).unwrap();
+    client.ask(&["CLIENT", "SETNAME", "two"]).unwrap();
+    assert_eq!(client.call(&["EXEC"]).unwrap(), Reply::Null);
+    assert_eq!(client.ask(&["CLIENT", "GETNAME"]).unwrap().text().as_deref(), Some("one"));
+
+    replica.catch_up_with(&primary);
+    let replies = exec(&mut replica.client(), &["DBSIZE", "SCAN 0", "GET t:w", "ROLE", "WAIT 0 0"]);
+    assert_eq!(replies[0], Reply::Integer(2));
+    assert_eq!(scanned(&replies[1]), all(&["other:1", "t:w"]));
+    assert_eq!(replies[2].text().as_deref(), Some("1"));
+    assert!(replies[4].error().unwrap().contains("WAIT cannot be used with replica"));
+}
+
+#[test]
+fn a_scan_inside_exec_shows_what_no_table_has_yet() {
+    const ROWS: u64 = 500;
+    let scratch = tempfile::tempdir().unwrap();
+    let (primary, mut replica) = pair(&scratch, &["--ack", "semi-sync"]);
+    support::set_rows(&primary, 0..ROWS, |row| row.to_string());
+    replica.stop();
+    // Nobody acknowledges these, so they stay out of the primary's table.
+    let mut writer = primary.client();
+    assert_eq!(writer.ask(&["ROWSHIP.ACK", "memory"]).unwrap().text().as_deref(), Some("OK"));
+    for row in 0..100 {
+        let new = [2 * row, 2 * row + 1].map(|row| format!("new:{row}"));
+        writer.ask(&["DEL", &format!("t:{row}")]).unwrap();
+        writer.ask(&["MSET", &new[0], "x", &new[1], "x"]).unwrap();
+    }
+    let commands = || primary.status()["counters"]["commands"].as_u64().unwrap();
+    let (before, address) = (commands(), primary.address());
+    let reader = std::thread::spawn(move || {
+        let mut client = Client::connect(&address).unwrap();
+        let (mut cursor, mut seen) = ("0".to_owned(), BTreeSet::new());
+        let mut sizes = Vec::new();
+        loop {
+            let scan = format!("SCAN {cursor} COUNT 60");
+            let replies = exec(&mut client, &["DBSIZE", &scan, "MGET t:0 new:0"]);
+            sizes.push(replies[0].clone());
+            let (next, keys) = scanned(&replies[1]);
+            assert_eq!(format!("{:?}", replies[2]).matches("Null").count(), 1, "{:?}", replies[2]);
+            seen.extend(keys);
+            if next == "0" {
+                return (sizes, seen);
+            }
+            cursor = next;
+        }
+    });
+    // Its first EXEC has run, and its reply waits: what it shows may still be lost.
+    primary.until("the first EXEC", |_| commands() >= before + 5);
+    assert!(!reader.is_finished());
+    replica.start();
+    let (sizes, seen) = reader.join().unwrap();
+    let expected = (100..ROWS).map(|row| format!("t:{row}"));
+    let expected: BTreeSet<String> =
+        expected.chain((0..200).map(|row| format!("new:{row}"))).collect();
+    assert!(sizes.len() > 3, "several pages");
+    assert!(sizes.iter().all(|size| *size == Reply::Integer(ROWS as i64 + 100)), "{sizes:?}");
+    assert!(seen == expected, "{} rows", seen.len());
 }
 
 #[test]

@@ -54,6 +54,18 @@ pub enum Operation {
     // 3 and 4 are kept for `patch` and `delta`.
 }
 
+impl Operation {
+    /// By how many rows it changes the table.
+    #[must_use]
+    pub fn rows_delta(self, existed: Existed) -> i64 {
+        match (self, existed) {
+            (Operation::Put, Existed::No) => 1,
+            (Operation::Delete, Existed::Yes) => -1,
+            _ => 0,
+        }
+    }
+}
+
 /// Whether the row existed just before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use bytes::Bytes;
 use rowship_proto::frame::{FRAME_BODY_BYTES_LIMIT, FrameError};
-use rowship_proto::row::{Existed, Operation, Row, key_hash, transactions};
+use rowship_proto::row::{Row, key_hash, transactions};
 use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
 use rowship_sync::Countdown;
@@ -127,11 +127,7 @@ fn plan_body<'w>(
                 continue;
             }
             check_row(&row, seed)?;
-            plan.rows_delta += match (row.operation, row.existed) {
-                (Operation::Put, Existed::No) => 1,
-                (Operation::Delete, Existed::Yes) => -1,
-                _ => 0,
-            };
+            plan.rows_delta += row.operation.rows_delta(row.existed);
             plan.rows.push(row);
         }
     }
@@ -171,7 +167,7 @@ fn keep_last_of_each_key(rows: &mut Vec<Row<'_>>) {
 mod tests {
     use super::*;
     use crate::apply::tests::log::{LogWriter, SEED};
-    use rowship_proto::row::TableId;
+    use rowship_proto::row::{Existed, TableId};
 
     fn window(log: &LogWriter) -> Window {
         Window::new(Lsn(4096), log.end(), vec![Bytes::from(log.bytes.clone())], 1)

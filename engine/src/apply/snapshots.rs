@@ -92,9 +92,9 @@ impl Snapshots {
     #[must_use]
     pub fn pin(self: &Arc<Self>) -> Pin {
         let mut positions = self.lock();
-        let at = positions.published.lsn;
-        *positions.pins.entry(at).or_default() += 1;
-        Pin { at, snapshots: self.clone() }
+        let mark = positions.published;
+        *positions.pins.entry(mark.lsn).or_default() += 1;
+        Pin { mark, snapshots: self.clone() }
     }
 
     /// How many pins there are.
@@ -143,7 +143,7 @@ impl Snapshots {
 /// Keeps one position readable while it lives.
 #[derive(Debug)]
 pub struct Pin {
-    at: Lsn,
+    mark: Mark,
     snapshots: Arc<Snapshots>,
 }
 
@@ -151,7 +151,13 @@ impl Pin {
     /// The position.
     #[must_use]
     pub fn at(&self) -> Lsn {
-        self.at
+        self.mark.lsn
+    }
+
+    /// The position, and how many rows there are.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// Moves on to the newest published position: how a thread that reads all the time follows.
@@ -163,10 +169,10 @@ impl Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         let mut positions = self.snapshots.lock();
-        if let Some(count) = positions.pins.get_mut(&self.at) {
+        if let Some(count) = positions.pins.get_mut(&self.mark.lsn) {
             *count -= 1;
             if *count == 0 {
-                positions.pins.remove(&self.at);
+                positions.pins.remove(&self.mark.lsn);
             }
         }
     }

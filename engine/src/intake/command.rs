@@ -65,7 +65,7 @@ pub enum InMulti {
     Queue,
     /// It runs at once.
     Run,
-    /// It is refused with its name and this text, and EXEC will refuse too.
+    /// It is refused with this text, and EXEC will refuse too.
     Refuse(&'static str),
 }
 
@@ -86,6 +86,23 @@ pub struct CommandInfo {
     /// Between MULTI and EXEC.
     pub in_multi: InMulti,
     pub(super) parse: ParseFn,
+}
+
+impl CommandInfo {
+    /// Whether it is about rows.
+    pub(super) fn has_keys(&self) -> bool {
+        self.keys.0 > 0
+    }
+
+    /// Whether an error of its parser comes before all else, as unknown names do: Redis looks
+    /// subcommands and their counts of arguments up in its table.
+    pub(super) fn is_refused_by_its_table(&self, error: &Reply) -> bool {
+        let Reply::Error(text) = error else { return false };
+        ["client", "command", "config"].contains(&self.name)
+            && ["ERR unknown subcommand", "ERR wrong number"]
+                .iter()
+                .any(|start| text.starts_with(start))
+    }
 }
 
 pub(super) type ParseFn = fn(Arguments) -> Parsed;

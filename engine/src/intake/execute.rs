@@ -59,7 +59,7 @@ pub enum Condition {
 /// in the order of the command's arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataCommand {
-    /// PING, ECHO or SELECT 0, queued: touches no row and answers this.
+    /// Queued, and its answer is known: PING, ECHO, SELECT 0, an error.
     Constant(Reply),
     /// DEL, UNLINK.
     Del(Vec<Bytes>),
@@ -204,7 +204,7 @@ pub struct Keys {
 impl Keys {
     /// All keys of `commands`, repetitions included.
     #[must_use]
-    pub fn of(commands: &[DataCommand]) -> Keys {
+    pub fn of<'a>(commands: impl IntoIterator<Item = &'a DataCommand>) -> Keys {
         let mut keys = Keys::default();
         for command in commands {
             let into = if command.reads_values() { &mut keys.values } else { &mut keys.existence };

@@ -25,8 +25,12 @@ const QUERY: QueryLimits = QueryLimits {
     inline_bytes_max: 256,
 };
 const ROWS: RowLimits = RowLimits { key_bytes_max: 64, value_bytes_max: 1024 };
-const SESSION: SessionLimits =
-    SessionLimits { rows: ROWS, queued_commands_max: 16, queued_bytes_max: 4096 };
+const SESSION: SessionLimits = SessionLimits {
+    rows: ROWS,
+    queued_commands_max: 16,
+    queued_bytes_max: 4096,
+    queued_acts_max: 8,
+};
 const REPLY_BYTES_MAX: usize = 2048;
 /// Inputs up to here are sent byte by byte as well.
 const SLOW_BYTES_MAX: usize = 1024;
@@ -114,10 +118,11 @@ impl Connection {
             }
         }
         let action = self.session.handle(args);
-        self.perform(action);
+        let version = self.session.version();
+        self.perform(action, version);
     }
 
-    fn perform(&mut self, action: Action) {
+    fn perform(&mut self, action: Action, version: RespVersion) {
         let reply = match action {
             Action::Nothing => return,
             Action::Close(reply) => return self.close(&reply),
@@ -125,12 +130,19 @@ impl Connection {
             Action::Run(command) => self.run(&command, View::Plain),
             Action::Transaction(commands) => {
                 assert!(commands.len() <= SESSION.queued_commands_max);
-                let run = |command| self.run(command, View::Latest);
-                Reply::Array(commands.iter().map(run).collect())
+                let mut run = |command: &Queued| match command {
+                    Queued::Data(command) => self.run(command, View::Latest),
+                    Queued::Act(action) => Reply::error(format!("ERR {action:?}")),
+                    Queued::Session(words) => {
+                        let reply = self.session.answer(words);
+                        Reply::In(self.session.version(), Box::new(reply))
+                    }
+                };
+                Reply::Array(commands.iter().map(&mut run).collect())
             }
             other => Reply::error(format!("ERR {other:?}")),
         };
-        self.answer(&reply);
+        self.answer(&reply, version);
     }
 
     fn run(&mut self, command: &DataCommand, view: View) -> Reply {
@@ -145,16 +157,20 @@ impl Connection {
     }
 
     fn close(&mut self, reply: &Reply) {
-        self.answer(reply);
+        self.answer(reply, self.session.version());
         self.closed = true;
     }
 
-    fn answer(&mut self, reply: &Reply) {
-        let (version, start) = (self.session.version(), self.out.len());
+    fn answer(&mut self, reply: &Reply, version: RespVersion) {
+        let start = self.out.len();
         reply.encode(version, &mut self.out);
         let encoded = &self.out[start..];
         assert!(encoded.len() <= reply.encoded_bytes_max());
-        let rest = read_reply(encoded, version, 0);
+        // Only what HELLO does inside EXEC mixes them.
+        let mixed = contains_version(reply);
+        let [resp2, resp3] =
+            [RespVersion::Resp2, RespVersion::Resp3].map(|one| mixed || one == version);
+        let rest = read_reply(encoded, Forms { resp2, resp3 }, 0);
         assert!(rest == Some(&[][..]), "not one reply: {:?}", String::from_utf8_lossy(encoded));
     }
 
@@ -202,22 +218,37 @@ impl Rows for CheckedRows {
     }
 }
 
+/// Which versions' forms a reply may have.
+#[derive(Clone, Copy)]
+struct Forms {
+    resp2: bool,
+    resp3: bool,
+}
+
+fn contains_version(reply: &Reply) -> bool {
+    match reply {
+        Reply::In(..) => true,
+        Reply::Array(items) => items.iter().any(contains_version),
+        _ => false,
+    }
+}
+
 /// Reads one reply as the protocol's text describes it; what stands behind it.
-fn read_reply(bytes: &[u8], version: RespVersion, depth: usize) -> Option<&[u8]> {
+fn read_reply(bytes: &[u8], forms: Forms, depth: usize) -> Option<&[u8]> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
     let (line, rest) = (&bytes[..end], &bytes[end + 2..]);
     let (kind, text) = line.split_first()?;
     let one_line = !text.contains(&b'\r') && !text.contains(&b'\n');
     let number = || std::str::from_utf8(text).ok()?.parse::<i64>().ok();
     let canonical = || number().filter(|number| number.to_string().as_bytes() == text);
-    let resp3 = version == RespVersion::Resp3;
+    let Forms { resp2, resp3 } = forms;
     let items =
-        |count: i64| (0..count).try_fold(rest, |rest, _| read_reply(rest, version, depth + 1));
+        |count: i64| (0..count).try_fold(rest, |rest, _| read_reply(rest, forms, depth + 1));
     match (kind, canonical()) {
         _ if depth > DEPTH_MAX => None,
         (b'+' | b'-', _) => one_line.then_some(rest),
         (b':', Some(_)) => Some(rest),
-        (b'$' | b'*', Some(-1)) => (!resp3).then_some(rest),
+        (b'$' | b'*', Some(-1)) => resp2.then_some(rest),
         (b'$', Some(bytes @ 0..)) | (b'=', Some(bytes @ 4..)) => {
             let bytes = usize::try_from(bytes).ok()?;
             let plain = *kind == b'$' || (resp3 && rest.get(3) == Some(&b':'));

@@ -37,4 +37,4 @@ pub use glob::glob_matches;
 pub use key::{ClientKey, KeyError, RowLimits, split_key};
 pub use reply::{Reply, RespVersion};
 pub use scan::{Form, ProtocolError, QueryLimits, Scan, Scanner};
-pub use session::{Action, NodeRole, RowType, ScanOptions, Session, SessionLimits};
+pub use session::{Action, NodeRole, Queued, RowType, ScanOptions, Session, SessionLimits};

@@ -42,6 +42,9 @@ pub enum Reply {
     Set(Vec<Reply>),
     /// Text for people (INFO): a bulk string in RESP2.
     Verbatim(String),
+    /// Encoded in this version, whatever the reply around it is encoded in: what follows HELLO
+    /// inside EXEC.
+    In(RespVersion, Box<Reply>),
 }
 
 impl Reply {
@@ -106,6 +109,7 @@ impl Reply {
                 extend_encode_resp3(out, &frame, false).expect(EXTENDED);
             }
             Reply::Verbatim(text) => encode_leaf(&BorrowedFrame::BulkString(text.as_bytes()), out),
+            Reply::In(version, reply) => reply.encode(*version, out),
         }
     }
 
@@ -126,6 +130,7 @@ impl Reply {
                     .map(|(key, value)| key.encoded_bytes_max() + value.encoded_bytes_max())
                     .sum(),
                 Reply::Verbatim(text) => text.len() + "txt:\r\n".len(),
+                Reply::In(_, reply) => reply.encoded_bytes_max(),
             }
     }
 }

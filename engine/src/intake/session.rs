@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use rowship_proto::{Lsn, Position};
 
-use super::command::{self, Client, Command, Hello, InMulti};
+use super::command::{self, Client, Command, CommandInfo, Hello, InMulti};
 use super::execute::DataCommand;
 use super::key::{RowLimits, check_key};
 use super::reply::{Reply, RespVersion};
@@ -34,7 +34,7 @@ pub enum Action {
     Run(DataCommand),
     /// EXEC: if a watched key has changed answer [`Reply::NullArray`], otherwise run all in one
     /// transaction and answer the array of their replies. Either way forget watched keys.
-    Transaction(Vec<DataCommand>),
+    Transaction(Vec<Queued>),
     /// SCAN.
     Scan(ScanOptions),
     /// DBSIZE.
@@ -85,6 +85,30 @@ pub enum Action {
     Retire(Lsn),
 }
 
+/// A command that MULTI has queued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// On rows.
+    Data(DataCommand),
+    /// SCAN, DBSIZE, WAIT, WAITAOF, ROLE, INFO or CONFIG GET: the caller answers it at its place,
+    /// without waiting for anything.
+    Act(Action),
+    /// Words for [`Session::answer`]: what they do belongs to EXEC, and a reply may be much larger
+    /// than its words.
+    Session(Vec<Bytes>),
+}
+
+impl Queued {
+    /// The command, if it is on rows.
+    #[must_use]
+    pub fn data(&self) -> Option<&DataCommand> {
+        match self {
+            Queued::Data(command) => Some(command),
+            Queued::Act(_) | Queued::Session(_) => None,
+        }
+    }
+}
+
 /// Arguments of SCAN.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanOptions {
@@ -118,6 +142,9 @@ pub struct SessionLimits {
     pub queued_commands_max: usize,
     /// Most bytes that MULTI queues, [`QUEUED_ARG_BYTES`] per argument included.
     pub queued_bytes_max: usize,
+    /// Most commands that MULTI queues whose work has nothing to do with their size: SCAN, INFO,
+    /// COMMAND and their like. All others wait while EXEC runs.
+    pub queued_acts_max: usize,
 }
 
 impl Default for SessionLimits {
@@ -128,6 +155,7 @@ impl Default for SessionLimits {
             rows: RowLimits::default(),
             queued_commands_max: 64 << 10,
             queued_bytes_max: 32 << 20,
+            queued_acts_max: 64,
         }
     }
 }
@@ -145,7 +173,7 @@ pub enum NodeRole {
 }
 
 /// One client connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Session {
     id: u64,
     role: NodeRole,
@@ -156,10 +184,11 @@ pub struct Session {
 }
 
 /// Commands between MULTI and EXEC.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Queue {
-    commands: Vec<DataCommand>,
+    commands: Vec<Queued>,
     bytes: usize,
+    acts: usize,
     /// A command was refused: EXEC will refuse too, so nothing more needs to be kept.
     aborted: bool,
 }
@@ -224,16 +253,14 @@ impl Session {
         let info = command::find_checked(&args)?;
         match info.in_multi {
             InMulti::Run => Ok(self.run(command::parse(args)?)),
-            InMulti::Refuse(text) => {
-                let name = info.name.to_ascii_uppercase();
-                Err(Reply::error(format!("ERR {name}{text}")))
-            }
-            InMulti::Queue => self.enqueue(args),
+            InMulti::Refuse(text) => Err(Reply::error(text)),
+            InMulti::Queue => self.enqueue(info, args),
         }
     }
 
-    fn enqueue(&mut self, args: Vec<Bytes>) -> Result<Action, Reply> {
-        let SessionLimits { queued_bytes_max, queued_commands_max, rows } = self.limits;
+    fn enqueue(&mut self, info: &CommandInfo, args: Vec<Bytes>) -> Result<Action, Reply> {
+        let SessionLimits { queued_bytes_max, queued_commands_max, queued_acts_max, rows } =
+            self.limits;
         let role = self.role;
         let queue = self.queue.as_mut().expect("only called between MULTI and EXEC");
         let bytes = args.iter().map(|arg| arg.len() + QUEUED_ARG_BYTES).sum::<usize>();
@@ -247,26 +274,21 @@ impl Session {
         }
         // An aborted queue still checks what it is given, as Redis does, but keeps nothing.
         let args = if queue.aborted { args } else { copy_together(&args) };
-        let parsed = command::parse(args).and_then(|command| {
-            check_keys(&command, &rows)?;
-            Ok(command)
-        });
-        let queued = match parsed {
-            Ok(Command::Data(command)) => command,
-            Ok(Command::Constant(reply)) => DataCommand::Constant(reply),
-            Ok(_) => unreachable!("the table lets only data and constant commands queue"),
-            // As in Redis: only an unknown name or a wrong count of arguments aborts; what is
-            // wrong within the arguments is that command's reply in EXEC.
-            Err(error) => DataCommand::Constant(error),
-        };
+        let queued = parse_queued(info, args, bytes, &rows)?;
         // As in Redis: known now, so said now.
-        if role == NodeRole::Replica && queued.is_write() {
+        if role == NodeRole::Replica && queued.data().is_some_and(DataCommand::is_write) {
             queue.abort();
             return Ok(Action::ReadOnly);
+        }
+        let acts = queue.acts + usize::from(queued.data().is_none());
+        if acts > queued_acts_max {
+            let text = "ERR transaction has more commands like SCAN and INFO than may be queued";
+            return Err(Reply::error(format!("{text} ({queued_acts_max})")));
         }
         if !queue.aborted {
             queue.commands.push(queued);
             queue.bytes += bytes;
+            queue.acts = acts;
         }
         Ok(Action::Reply(Reply::QUEUED))
     }
@@ -305,6 +327,16 @@ impl Session {
                 Action::Reply(Reply::error("ERR WATCH inside MULTI is not allowed"))
             }
             Command::Watch(keys) => Action::Watch(copy_together(&keys)),
+        }
+    }
+
+    /// Does what the words of a [`Queued::Session`] say.
+    pub fn answer(&mut self, words: &[Bytes]) -> Reply {
+        match command::parse(words.to_vec()) {
+            Ok(Command::Constant(reply)) | Err(reply) => reply,
+            Ok(Command::Hello(hello)) => self.hello(hello),
+            Ok(Command::Client(client)) => self.client(client),
+            Ok(_) => unreachable!("nothing else is queued as words"),
         }
     }
 
@@ -350,6 +382,33 @@ impl Session {
 impl Queue {
     fn abort(&mut self) {
         *self = Queue { aborted: true, ..Queue::default() };
+    }
+}
+
+/// What waits for EXEC; an error makes EXEC refuse. As in Redis, only an unknown name or a wrong
+/// count of arguments does: what is wrong within the arguments is that command's reply in EXEC.
+fn parse_queued(
+    info: &CommandInfo,
+    args: Vec<Bytes>,
+    bytes: usize,
+    limits: &RowLimits,
+) -> Result<Queued, Reply> {
+    let words = if info.has_keys() { Vec::new() } else { args.clone() };
+    let constant = |reply| Ok(Queued::Data(DataCommand::Constant(reply)));
+    let parsed = command::parse(args).and_then(|command| {
+        check_keys(&command, limits)?;
+        Ok(command)
+    });
+    match parsed {
+        Ok(Command::Data(command)) => Ok(Queued::Data(command)),
+        // What was watched is forgotten by EXEC itself.
+        Ok(Command::Act(Action::Unwatch(reply))) => constant(reply),
+        Ok(Command::Act(action)) => Ok(Queued::Act(action)),
+        // No larger than what the queue counts for it.
+        Ok(Command::Constant(reply)) if reply.encoded_bytes_max() <= bytes => constant(reply),
+        Ok(_) => Ok(Queued::Session(words)),
+        Err(error) if info.is_refused_by_its_table(&error) => Err(error),
+        Err(error) => constant(error),
     }
 }
 

@@ -69,8 +69,9 @@ impl TestClient {
             match args {
                 Ok(args) => {
                     let action = self.session.handle(args);
+                    let version = self.session.version();
                     if let Some(reply) = self.perform(action) {
-                        reply.encode(self.session.version(), &mut out);
+                        reply.encode(version, &mut out);
                     }
                 }
                 Err(error) => {
@@ -96,8 +97,19 @@ impl TestClient {
             Action::Watch(_) => Reply::OK,
             Action::Run(command) => execute(&command, View::Plain, &mut self.rows),
             Action::Transaction(commands) => {
-                let run = |command| execute(command, View::Latest, &mut self.rows);
-                Reply::Array(commands.iter().map(run).collect())
+                let version = self.session.version();
+                let mut run = |command: &Queued| {
+                    let reply = match command {
+                        Queued::Data(command) => execute(command, View::Latest, &mut self.rows),
+                        Queued::Session(words) => self.session.answer(words),
+                        Queued::Act(action) => Reply::error(format!("ERR test: {action:?}")),
+                    };
+                    match self.session.version() {
+                        same if same == version => reply,
+                        other => Reply::In(other, Box::new(reply)),
+                    }
+                };
+                Reply::Array(commands.iter().map(&mut run).collect())
             }
             other => Reply::error(format!("ERR test: {other:?}")),
         })

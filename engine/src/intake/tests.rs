@@ -84,7 +84,7 @@ fn multi_queues_then_runs_all_and_errors_inside_do_not_stop_it() {
 
 #[test]
 fn a_refused_command_makes_exec_refuse_and_run_nothing() {
-    for refused in ["nosuch", "GET", "DBSIZE", "SCAN 0", "INFO", "WAIT 0 0", "ROWSHIP.POSITION"] {
+    for refused in ["nosuch", "GET", "DBSIZE x", "CLIENT NOPE", "SHUTDOWN", "ROWSHIP.POSITION"] {
         let mut client = TestClient::new();
         client.say("MULTI");
         client.say("SET a 1");
@@ -119,6 +119,36 @@ fn a_queue_beyond_its_limits_is_dropped() {
     );
     assert!(client.say("EXEC").starts_with("-EXECABORT"));
     assert_eq!(client.rows.writes, 0);
+}
+
+#[test]
+fn commands_of_any_cost_are_few_in_a_queue() {
+    let limits = SessionLimits { queued_acts_max: 2, ..SessionLimits::default() };
+    for act in ["SCAN 0", "INFO", "COMMAND DOCS", "CLIENT ID", "HELLO"] {
+        let mut client = TestClient::with(limits);
+        client.say("MULTI");
+        for _ in 0..2 {
+            assert_eq!(client.say(act), "+QUEUED\r\n", "{act}");
+        }
+        // What costs no more than its words is not meant.
+        for cheap in ["SET a 1", "PING", "ECHO x", "SELECT 0", "COMMAND COUNT", "UNWATCH"] {
+            assert_eq!(client.say(cheap), "+QUEUED\r\n", "{cheap}");
+        }
+        assert!(client.say(act).contains("than may be queued (2)"), "{act}");
+        assert!(client.say("EXEC").starts_with("-EXECABORT"));
+    }
+}
+
+#[test]
+fn hello_inside_exec_changes_the_form_of_what_follows() {
+    let mut client = TestClient::new();
+    for line in ["MULTI", "HGETALL none", "HELLO 3", "HGETALL none"] {
+        client.say(line);
+    }
+    let reply = client.say("EXEC");
+    assert!(reply.starts_with("*3\r\n*0\r\n%7\r\n"), "{reply}");
+    assert!(reply.ends_with("*0\r\n%0\r\n"), "{reply}");
+    assert_eq!(client.say("HGETALL none"), "%0\r\n");
 }
 
 #[test]
@@ -311,8 +341,18 @@ fn every_row_of_the_table_is_found_and_parses_its_least_arguments() {
         args.resize(info.arity.unsigned_abs() as usize, Bytes::from_static(b"0"));
         let parsed = command::parse(args.clone());
         if let (Ok(command), command::InMulti::Queue) = (&parsed, info.in_multi) {
-            let queues = matches!(command, Command::Data(_) | Command::Constant(_));
+            let queues = matches!(
+                command,
+                Command::Data(_)
+                    | Command::Constant(_)
+                    | Command::Act(_)
+                    | Command::Client(_)
+                    | Command::Hello(_)
+            );
             assert!(queues, "{} cannot be queued", info.name);
+            let mut session = Session::new(1, NodeRole::Primary, SessionLimits::default());
+            session.handle(vec![Bytes::from_static(b"MULTI")]);
+            assert_eq!(session.handle(args.clone()), Action::Reply(Reply::QUEUED), "{}", info.name);
         }
         if let Ok(Command::Data(command)) = &parsed {
             assert_eq!(command.is_write(), info.flags.contains("write"), "{}", info.name);

@@ -308,8 +308,10 @@ fn bend(disk: &MemoryDisk, written: &Written, input: &mut Input<'_>) {
             let base = Lsn(frame.lsn.0 / TINY_SEGMENT_BYTES * TINY_SEGMENT_BYTES);
             let name = segment_file_name(base);
             let bits = input.byte();
-            if names.contains(&name) {
-                disk.bend(&name, frame.lsn.since(base) + inside as u64, |byte| *byte ^= bits);
+            let offset = frame.lsn.since(base) + inside as u64;
+            // It may be gone, or shorter by now.
+            if disk.contents().get(&name).is_some_and(|bytes| offset < bytes.len() as u64) {
+                disk.bend(&name, offset, |byte| *byte ^= bits);
             }
             return;
         }

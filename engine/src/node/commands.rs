@@ -5,21 +5,20 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use rowship_proto::ack::{AckPolicy, ClientPolicy};
-use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Position};
 
-use super::appender::Full;
 use super::client::Client;
+use super::fetch::{Fetched, Reach};
 use super::outbox::Needs;
-use super::rows::{Fetched, Reach, TransactionRows, Written};
-use super::settings::OnMissing;
-use super::state::{Node, PrimaryRole, count};
-use super::{pieces, scans, status, waits};
+use super::rows::TransactionRows;
+use super::state::Node;
+use super::status::{self, Standing};
+use super::{scans, transaction, waits};
 use crate::edge::Edge;
 use crate::intake::execute::Rows as _;
-use crate::intake::execute::{DataCommand, Keys, View, execute};
+use crate::intake::execute::{Keys, View};
 use crate::intake::reply::Reply;
-use crate::intake::session::{Action, Session};
+use crate::intake::session::{Action, Queued, Session};
 
 /// Does `action` and puts its reply into the outbox; false ends the connection.
 pub async fn run<E: Edge>(
@@ -46,9 +45,13 @@ pub async fn run<E: Edge>(
             (reply, Needs::default())
         }
         Action::Watch(keys) => watch(node, client, keys).await,
-        Action::ReadOnly => (read_only(node), Needs::default()),
-        Action::Run(command) => transaction(node, client, &[command], false).await,
-        Action::Transaction(commands) => transaction(node, client, &commands, true).await,
+        Action::ReadOnly => (transaction::read_only(node), Needs::default()),
+        Action::Run(command) => {
+            transaction::run(node, client, session, &[Queued::Data(command)], false).await
+        }
+        Action::Transaction(commands) => {
+            transaction::run(node, client, session, &commands, true).await
+        }
         other => (ask(node, client, other).await, Needs::default()),
     };
     client.outbox.push(&reply, version, needs);
@@ -74,14 +77,20 @@ async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action
             waits::wait_aof(node, client, local, replicas, timeout_ms).await
         }
         Action::Role => status::role(node),
-        Action::Info(sections) => Reply::Verbatim(status::info(node, &sections).await),
+        Action::Info(sections) => {
+            let standing = Standing::of(node).await;
+            Reply::Verbatim(status::info(node, &standing, &sections))
+        }
         Action::ConfigGet(patterns) => status::config_get(node, &patterns),
         Action::Ack(words) => ack(node, client, &words).await,
         Action::Position => position(node, client),
         Action::WaitPosition { token, timeout_ms } => {
             waits::wait_position(node, client, &token, timeout_ms).await
         }
-        Action::Status => Reply::text(status::json(node).await.to_string()),
+        Action::Status => {
+            let standing = Standing::of(node).await;
+            Reply::text(status::json(node, &standing).to_string())
+        }
         Action::Retire(lsn) => super::retention::retire(node, lsn).await,
         _ => Reply::error("ERR not something this node does"),
     }
@@ -116,9 +125,6 @@ async fn set_policy<E: Edge>(node: &Node<E>, client: &Client<E>, policy: ClientP
 
 /// Keys that a connection watches.
 const WATCHED_MAX: usize = 1024;
-/// Keys of one transaction, repetitions included: it runs in one go, and all others wait for it.
-/// (Reads of many rows that are no transaction run in [`pieces`].)
-const TRANSACTION_KEYS_MAX: usize = 16 * 1024;
 
 async fn watch<E: Edge>(
     node: &Rc<Node<E>>,
@@ -162,200 +168,6 @@ fn watch_now<E: Edge>(
     let copy = |image: Option<Bytes>| image.map(|image| Bytes::copy_from_slice(&image));
     let images = keys.iter().map(|key| rows.read(key, View::Latest).map(copy)).collect();
     (!rows.cold).then_some(images)
-}
-
-/// One transaction: a command of its own, or all of an EXEC.
-async fn transaction<E: Edge>(
-    node: &Rc<Node<E>>,
-    client: &Rc<Client<E>>,
-    commands: &[DataCommand],
-    exec: bool,
-) -> (Reply, Needs) {
-    let watched = std::mem::take(&mut *client.watched.borrow_mut());
-    let watched = if exec {
-        watched
-    } else {
-        *client.watched.borrow_mut() = watched;
-        Vec::new()
-    };
-    let writes = commands.iter().any(DataCommand::is_write);
-    if writes && let Err(reply) = may_write(node, client) {
-        return (refused(reply, exec), Needs::default());
-    }
-    if let [command] = commands
-        && !exec
-        && client.watched.borrow().is_empty()
-        && let Some(pieces) = pieces::pieces(command)
-    {
-        return pieces::run(node, client, &pieces).await;
-    }
-    let mut keys = Keys::of(commands);
-    keys.values.extend(watched.iter().map(|(key, _)| key.clone()));
-    if keys.len() > TRANSACTION_KEYS_MAX {
-        let text = format!(
-            "ERR transaction of {} keys; at most {TRANSACTION_KEYS_MAX} run in one go: split it",
-            keys.len()
-        );
-        return (refused(Reply::error(text), exec), Needs::default());
-    }
-    let mut reach = Reach::Cold;
-    loop {
-        let fetched = match node.fetch(&keys, &client.limits, reach).await {
-            Ok(fetched) => fetched,
-            Err(reply) => return (refused(reply, exec), Needs::default()),
-        };
-        let admitted = match (writes, node.primary()) {
-            (true, Some(primary)) => admitted(node, client, primary).await,
-            _ => Ok(()),
-        };
-        let outcome = match admitted {
-            Ok(()) => execute_all(node, client, commands, &watched, &fetched, exec),
-            Err(reply) => {
-                if planted(Bug::RefusedIsAppended)
-                    && node.primary().is_some_and(|primary| node.admission(primary).is_ok())
-                {
-                    let _ = execute_all(node, client, commands, &watched, &fetched, exec);
-                }
-                Some((refused(reply, exec), Needs::default()))
-            }
-        };
-        node.release(fetched);
-        match outcome {
-            Some(done) => return done,
-            None => reach = Reach::All,
-        }
-    }
-}
-
-/// The answer to a write on a replica.
-fn read_only<E: Edge>(node: &Node<E>) -> Reply {
-    let upstream = node.replica().map(|replica| replica.upstream.borrow());
-    let primary = match upstream.as_ref().map(|upstream| upstream.client_address.as_str()) {
-        None | Some("") => "unknown: this replica has not reached it yet",
-        Some(address) => address,
-    };
-    let text = format!("READONLY You can't write against a read only replica. Primary: {primary}");
-    Reply::error(text)
-}
-
-/// A transaction that is refused whole; EXEC says so in Redis's words.
-fn refused(reply: Reply, exec: bool) -> Reply {
-    match reply {
-        Reply::Error(text) if exec => {
-            Reply::error(format!("EXECABORT Transaction discarded because of: {text}"))
-        }
-        reply => reply,
-    }
-}
-
-/// Refusals that come before a write is appended.
-fn may_write<E: Edge>(node: &Node<E>, client: &Client<E>) -> Result<(), Reply> {
-    let Some(primary) = node.primary() else { return Err(read_only(node)) };
-    if node.is_stopping() {
-        return Err(Reply::error("ERR the node is stopping"));
-    }
-    if node.settings.cluster.on_missing == OnMissing::Refuse {
-        let policy = primary.limits.borrow()[client.policy.get()].policy.clone();
-        let missing = primary.machine.borrow().missing(&policy);
-        if !missing.is_empty() {
-            count(&node.counters.writes_refused, 1);
-            mark(Mark::RefusedForReplica);
-            let text = format!(
-                "NOREPLICAS Not enough good replicas to write. Missing: {}",
-                missing.join(", ")
-            );
-            return Err(Reply::error(text));
-        }
-    }
-    Ok(())
-}
-
-/// Waits until a transaction can be appended; the caller appends without another await.
-async fn admitted<E: Edge>(
-    node: &Node<E>,
-    client: &Client<E>,
-    primary: &PrimaryRole<E>,
-) -> Result<(), Reply> {
-    node.room
-        .until(|| {
-            // Replicas may have gone while this waited for rows or for room.
-            if let Err(reply) = may_write(node, client) {
-                return Some(Err(reply));
-            }
-            if client.outbox.is_broken() {
-                return Some(Err(Reply::error("ERR the client is gone")));
-            }
-            match node.admission(primary) {
-                Ok(()) => Some(Ok(())),
-                Err(Full::Wait) => None,
-                Err(Full::Disk(why)) => {
-                    count(&node.counters.writes_refused, 1);
-                    Some(Err(Reply::error(format!("DISKFULL write refused: {why}"))))
-                }
-            }
-        })
-        .await
-}
-
-/// None when a row must be fetched first: nothing has happened then.
-fn execute_all<E: Edge>(
-    node: &Node<E>,
-    client: &Client<E>,
-    commands: &[DataCommand],
-    watched: &[(Bytes, Option<Bytes>)],
-    fetched: &Fetched,
-    exec: bool,
-) -> Option<(Reply, Needs)> {
-    let mut rows = TransactionRows::new(node, client.id, client.limits, fetched);
-    for (key, image) in watched {
-        match rows.read(key, View::Latest) {
-            Ok(now) if now == *image => {}
-            // That it has changed is something seen, too.
-            Ok(_) => return Some((Reply::NullArray, needs_of(client, &rows))),
-            Err(_) if rows.cold => return None,
-            Err(reply) => return Some((reply, Needs::default())),
-        }
-    }
-    // Between WATCH and EXEC, reads see what EXEC will compare with.
-    let latest = exec || !client.watched.borrow().is_empty();
-    let view = if latest { View::Latest } else { View::Plain };
-    let mut replies = Vec::with_capacity(commands.len());
-    let reply_bytes_max = rows.reply_bytes_max();
-    let mut reply_bytes = Reply::Array(Vec::new()).encoded_bytes_max();
-    for command in commands {
-        let reply = execute(command, view, &mut rows);
-        if rows.cold {
-            return None;
-        }
-        reply_bytes += reply.encoded_bytes_max();
-        // Each reply alone is bounded; short commands queued by the thousand can ask for as many.
-        if exec && reply_bytes > reply_bytes_max {
-            let text =
-                format!("ERR replies are larger than replies_bytes_max ({reply_bytes_max} bytes)");
-            return Some((refused(Reply::error(text), exec), needs_of(client, &rows)));
-        }
-        replies.push(reply);
-    }
-    let policy = client.policy.get();
-    let mut needs = needs_of(client, &rows);
-    if let Some(primary) = node.primary() {
-        match rows.append(primary) {
-            Written::Nothing => {}
-            Written::To(end) => {
-                client.last_write.set(end);
-                needs.own = Some((policy, end));
-            }
-            Written::Refused(reply) => return Some((refused(reply, exec), needs)),
-        }
-    }
-    let reply = if exec { Reply::Array(replies) } else { replies.remove(0) };
-    Some((reply, needs))
-}
-
-/// What a reply must wait for that shows what `rows` has read.
-pub(super) fn needs_of<E: Edge>(client: &Client<E>, rows: &TransactionRows<'_, E>) -> Needs {
-    let own = (rows.saw_own > Lsn::ZERO).then(|| (client.policy.get(), rows.saw_own));
-    Needs { own, committed: rows.saw }
 }
 
 async fn ack<E: Edge>(node: &Node<E>, client: &Client<E>, words: &[Bytes]) -> Reply {

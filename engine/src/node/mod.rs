@@ -12,8 +12,8 @@
 //! ```
 //!
 //! - [`state`]: what agents share, and which one moves which position. [`signal`]: waiting.
-//! - Primary: [`client`], [`commands`], [`scans`], [`rows`], [`pending`], [`appender`],
-//!   [`greeting`], [`ship`], [`lent`], [`latency`].
+//! - Primary: [`client`], [`commands`], [`transaction`], [`aside`], [`scans`], [`rows`], [`fetch`],
+//!   [`pending`], [`appender`], [`greeting`], [`ship`], [`lent`], [`latency`].
 //! - Replica: [`receive`] (the link), [`join`] (handshake, cut), [`stream`] (frames).
 //! - Both: [`writer`], [`tip`], [`segments`], [`feed`], [`dictionary`], [`upkeep`] (periodic
 //!   work), [`retention`], [`status`].
@@ -26,10 +26,12 @@
 //! `node.state`, cold pages), `maintenance` (flush and compaction), and the lanes.
 
 pub mod appender;
+pub mod aside;
 pub mod client;
 pub mod commands;
 pub mod dictionary;
 pub mod feed;
+pub mod fetch;
 pub mod greeting;
 #[cfg(feature = "sim")]
 pub mod imaged;
@@ -56,6 +58,7 @@ pub mod status;
 pub mod stream;
 pub mod supervise;
 pub mod tip;
+pub mod transaction;
 pub mod upkeep;
 pub mod waits;
 pub mod writer;

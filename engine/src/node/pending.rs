@@ -33,21 +33,51 @@ pub struct PendingImage {
     pub image: Option<Bytes>,
 }
 
+/// A write, in the order of the log.
+struct Written {
+    end: Lsn,
+    key: RowKey,
+    /// By how many rows this write and all before it have changed the table.
+    rows_sum: i64,
+}
+
 /// All pending images of a primary.
 #[derive(Default)]
 pub struct Pending {
     rows: HashMap<RowKey, VecDeque<PendingImage>>,
-    order: VecDeque<(Lsn, RowKey)>,
+    order: VecDeque<Written>,
+    /// [`Written::rows_sum`] of the last one that was let go.
+    rows_sum_gone: i64,
     pins: BTreeMap<Lsn, usize>,
     visible: Lsn,
 }
 
 impl Pending {
-    /// Adds an image; `end` never goes back.
-    pub fn insert(&mut self, key: RowKey, image: PendingImage) {
-        debug_assert!(self.order.back().is_none_or(|(last, _)| *last <= image.end));
-        self.order.push_back((image.end, key.clone()));
+    /// Adds an image, which changes the number of rows by `rows_delta`; `end` never goes back.
+    pub fn insert(&mut self, key: RowKey, image: PendingImage, rows_delta: i64) {
+        debug_assert!(self.order.back().is_none_or(|last| last.end <= image.end));
+        let rows_sum = self.rows_sum() + rows_delta;
+        self.order.push_back(Written { end: image.end, key: key.clone(), rows_sum });
         self.rows.entry(key).or_default().push_back(image);
+    }
+
+    fn rows_sum(&self) -> i64 {
+        self.order.back().map_or(self.rows_sum_gone, |last| last.rows_sum)
+    }
+
+    /// Keys written above `at`, in order and with repetitions. `at` is not below `visible`, or
+    /// pinned.
+    pub fn keys_above(&self, at: Lsn) -> impl ExactSizeIterator<Item = &RowKey> {
+        let first = self.order.partition_point(|written| written.end <= at);
+        self.order.range(first..).map(|written| &written.key)
+    }
+
+    /// By how many rows the writes above `at` change the table, and the end of the last of them.
+    #[must_use]
+    pub fn rows_above(&self, at: Lsn) -> (i64, Lsn) {
+        let first = self.order.partition_point(|written| written.end <= at);
+        let before = first.checked_sub(1).map_or(self.rows_sum_gone, |at| self.order[at].rows_sum);
+        (self.rows_sum() - before, self.order.back().map_or(Lsn::ZERO, |last| last.end))
     }
 
     /// The newest image of `key`.
@@ -108,12 +138,13 @@ impl Pending {
     fn collect(&mut self) {
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         let floor = self.visible.min(pinned);
-        while self.order.front().is_some_and(|(end, _)| *end <= floor) {
-            let (_, key) = self.order.pop_front().expect("just seen");
-            if let Some(images) = self.rows.get_mut(&key) {
+        while self.order.front().is_some_and(|written| written.end <= floor) {
+            let written = self.order.pop_front().expect("just seen");
+            self.rows_sum_gone = written.rows_sum;
+            if let Some(images) = self.rows.get_mut(&written.key) {
                 images.pop_front();
                 if images.is_empty() {
-                    self.rows.remove(&key);
+                    self.rows.remove(&written.key);
                 }
             }
         }
@@ -140,8 +171,8 @@ mod tests {
     #[test]
     fn plain_reads_see_committed_images_and_their_own() {
         let mut pending = Pending::default();
-        pending.insert(key("a"), image(10, 1, "one"));
-        pending.insert(key("a"), image(20, 2, "two"));
+        pending.insert(key("a"), image(10, 1, "one"), 1);
+        pending.insert(key("a"), image(20, 2, "two"), 0);
         assert_eq!(text(pending.plain(&key("a"), Lsn(10), 9)), Some(&b"one"[..]));
         assert_eq!(text(pending.plain(&key("a"), Lsn(5), 9)), None);
         assert_eq!(text(pending.plain(&key("a"), Lsn(5), 2)), Some(&b"two"[..]));
@@ -152,7 +183,7 @@ mod tests {
     fn images_go_when_the_table_shows_them_unless_a_cold_read_began_before() {
         let mut pending = Pending::default();
         pending.handle_visible(Lsn(5));
-        pending.insert(key("a"), image(10, 1, "one"));
+        pending.insert(key("a"), image(10, 1, "one"), 1);
         let snapshot = pending.pin();
         assert_eq!(snapshot, Lsn(5));
         pending.handle_visible(Lsn(10));
@@ -160,5 +191,27 @@ mod tests {
         pending.unpin(snapshot);
         assert!(pending.is_empty());
         assert!(pending.latest(&key("a")).is_none());
+    }
+
+    #[test]
+    fn what_is_newer_than_a_position_is_counted_from_there() {
+        let mut pending = Pending::default();
+        for (end, name, rows_delta) in [(10, "a", 1), (20, "b", 1), (20, "c", 1), (30, "a", -1)] {
+            pending.insert(key(name), image(end, 1, "any"), rows_delta);
+        }
+        let above = |pending: &Pending, at: u64| {
+            let keys: Vec<RowKey> = pending.keys_above(Lsn(at)).cloned().collect();
+            (keys, pending.rows_above(Lsn(at)))
+        };
+        let keys = |names: &[&'static str]| names.iter().map(|name| key(name)).collect::<Vec<_>>();
+        let all = keys(&["a", "b", "c", "a"]);
+        assert_eq!(above(&pending, 0), (all.clone(), (2, Lsn(30))));
+        let snapshot = pending.pin();
+        pending.handle_visible(Lsn(20));
+        assert_eq!(above(&pending, 0), (all, (2, Lsn(30))), "pinned");
+        pending.unpin(snapshot);
+        assert_eq!(above(&pending, 20), (keys(&["a"]), (-1, Lsn(30))));
+        pending.handle_visible(Lsn(30));
+        assert_eq!(above(&pending, 30), (keys(&[]), (0, Lsn::ZERO)));
     }
 }

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::client::Client;
+use super::fetch::Fetched;
 use super::outbox::Needs;
-use super::rows::{Fetched, TransactionRows};
+use super::rows::TransactionRows;
 use super::state::Node;
 use crate::edge::Edge;
 use crate::intake::execute::{DataCommand, Keys, View, execute};
@@ -54,7 +55,7 @@ async fn run_at<E: Edge>(
         let rows = TransactionRows::new(node, client.id, client.limits, fetched);
         let mut rows = rows.at_the_fetch();
         let reply = execute(piece, View::Plain, &mut rows);
-        needs = needs.and(super::commands::needs_of(client, &rows));
+        needs = needs.and(super::transaction::needs_of(client, &rows));
         bytes += reply.encoded_bytes_max();
         if bytes > bytes_max {
             let text = format!("ERR reply is larger than replies_bytes_max ({bytes_max} bytes)");

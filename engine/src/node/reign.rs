@@ -204,7 +204,8 @@ fn restore_frame(
                 Operation::Put => Some(Bytes::copy_from_slice(row.value)),
                 Operation::Delete => None,
             };
-            pending.insert(key, PendingImage { end, connection: 0, image });
+            let rows_delta = row.operation.rows_delta(row.existed);
+            pending.insert(key, PendingImage { end, connection: 0, image }, rows_delta);
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! One transaction's view of the rows: what it read, what it writes, and what its reply must
 //! wait for.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
@@ -12,38 +12,15 @@ use rowship_proto::row::{
 };
 
 use super::appender::definitions_fit;
+use super::fetch::Fetched;
 use super::pending::{PendingImage, RowKey};
-use super::state::{Node, PrimaryRole, count};
+use super::state::{Node, PrimaryRole};
 use crate::apply::snapshots::Pin;
 use crate::apply::table::{Resident, RowId};
-use crate::edge::{Edge, offload};
-use crate::intake::execute::{Keys, Rows, View};
+use crate::edge::Edge;
+use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
 use crate::intake::reply::Reply;
-
-/// Rows fetched on the reader thread, by client key, at one snapshot.
-#[derive(Default)]
-pub struct Fetched {
-    rows: HashMap<Bytes, Option<Bytes>>,
-    pins: Option<Pins>,
-}
-
-/// A snapshot: while it lives no newer write can be missed.
-struct Pins {
-    table: Pin,
-    pending: Option<Lsn>,
-    /// What was committed when it was taken.
-    committed: Lsn,
-}
-
-/// Which rows [`Node::fetch`] brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Those that are neither pending nor in memory: mostly none.
-    Cold,
-    /// All: none of them can turn cold before the command runs.
-    All,
-}
 
 /// Implements [`Rows`] for one transaction of one connection.
 pub struct TransactionRows<'a, E: Edge> {
@@ -55,6 +32,8 @@ pub struct TransactionRows<'a, E: Edge> {
     _pin: Option<Pin>,
     /// All rows are read at this one position of the table.
     at: Lsn,
+    /// How many rows the table has there.
+    rows_at: u64,
     writes: Vec<Write>,
     by_key: HashMap<Bytes, usize>,
     /// A write failed: none of them may be appended.
@@ -75,6 +54,18 @@ struct Write {
     image: Option<Bytes>,
     existed: Existed,
 }
+
+impl Write {
+    fn operation(&self) -> Operation {
+        match self.image {
+            Some(_) => Operation::Put,
+            None => Operation::Delete,
+        }
+    }
+}
+
+/// Pending writes that a SCAN inside EXEC looks through at most: all others wait meanwhile.
+const NEWER_MAX: usize = 64 << 10;
 
 /// What became of a transaction's writes.
 pub enum Written {
@@ -97,11 +88,11 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
     ) -> Self {
         // Rows that were fetched and rows still in memory must show the same position: half a
         // transaction would be seen otherwise. What a primary has committed since then is pending.
-        let (at, pin) = match &fetched.pins {
-            Some(pins) => (pins.table.at(), None),
+        let (mark, pin) = match &fetched.pins {
+            Some(pins) => (pins.table.mark(), None),
             None => {
                 let pin = node.table.pin();
-                (pin.at(), Some(pin))
+                (pin.mark(), Some(pin))
             }
         };
         let committed = node.committed.get();
@@ -112,7 +103,8 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             limits,
             fetched,
             _pin: pin,
-            at,
+            at: mark.lsn,
+            rows_at: mark.rows,
             writes,
             by_key,
             void,
@@ -158,6 +150,65 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         }
     }
 
+    /// How many rows there are, with everything pending and what this transaction has written.
+    pub fn count(&mut self) -> u64 {
+        let own = |write: &Write| write.operation().rows_delta(write.existed);
+        let mut delta = self.writes.iter().map(own).sum();
+        if let Some(primary) = self.node.primary() {
+            let (rows, end) = primary.pending.borrow().rows_above(self.at);
+            delta += rows;
+            self.saw = self.saw.max(end);
+        }
+        self.rows_at.saturating_add_signed(delta)
+    }
+
+    /// The newest images of the rows that are newer than the table at this position, by client
+    /// key: those whose hash is at least `from` and below `to`.
+    ///
+    /// # Errors
+    /// When there are more than may be looked through in one go.
+    pub fn newer(
+        &mut self,
+        from: u64,
+        to: Option<u64>,
+    ) -> Result<BTreeMap<Bytes, Option<Bytes>>, Reply> {
+        let seed = self.node.log_id.get().seed();
+        let dictionary = self.node.dictionary.borrow();
+        let within = |table: TableId, key: &[u8]| {
+            let hash = key_hash(seed, table, key);
+            hash >= from && to.is_none_or(|to| hash < to)
+        };
+        let mut newer = BTreeMap::new();
+        if let Some(primary) = self.node.primary() {
+            let pending = primary.pending.borrow();
+            let keys = pending.keys_above(self.at);
+            if keys.len() > NEWER_MAX {
+                let text = format!(
+                    "ERR cannot scan inside a transaction now: {} rows are newer than the table, \
+                     and at most {NEWER_MAX} can be looked through; try again",
+                    keys.len()
+                );
+                return Err(Reply::error(text));
+            }
+            for row in keys.filter(|row| within(row.table, &row.key)) {
+                let Some(latest) = pending.latest(row) else { continue };
+                let key = Bytes::from(dictionary.client_key(row.table, &row.key));
+                newer.insert(key, latest.image.clone());
+            }
+            self.saw = self.saw.max(pending.rows_above(self.at).1);
+        }
+        for (client_key, &at) in &self.by_key {
+            let Write { table, key, image, .. } = &self.writes[at];
+            let table = table.as_ref().map_or(Some(TableId::NO_PREFIX), |name| dictionary.id(name));
+            // A table that this transaction begins has no place in the order yet: such a row is
+            // shown now, and perhaps once more later.
+            if table.is_none_or(|table| within(table, key)) {
+                newer.insert(client_key.clone(), image.clone());
+            }
+        }
+        Ok(newer)
+    }
+
     /// Appends what was written; admission was asked for just before.
     pub fn append(self, primary: &PrimaryRole<E>) -> Written {
         if let Some(reply) = self.void {
@@ -193,10 +244,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             .map(|(write, &table)| RowWrite {
                 key_hash: key_hash(seed, table, &write.key),
                 table,
-                operation: match write.image {
-                    Some(_) => Operation::Put,
-                    None => Operation::Delete,
-                },
+                operation: write.operation(),
                 existed: write.existed,
                 key: &write.key,
                 value: write.image.as_deref().unwrap_or_default(),
@@ -205,10 +253,11 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let end = self.node.append(primary, &rows);
         let mut pending = primary.pending.borrow_mut();
         for (write, table) in self.writes.into_iter().zip(tables) {
+            let rows_delta = write.operation().rows_delta(write.existed);
             let image = PendingImage { end, connection: self.connection, image: write.image };
             // A copy: the client's buffer must not live as long as the pending image.
             let key = RowKey { table, key: Bytes::copy_from_slice(&write.key) };
-            pending.insert(key, image);
+            pending.insert(key, image, rows_delta);
         }
         Written::To(end)
     }
@@ -312,159 +361,4 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn reply_bytes_max(&self) -> usize {
         self.node.reply_bytes_max()
     }
-}
-
-impl<E: Edge> Node<E> {
-    /// Fetches rows on the reader thread. The result keeps what was written meanwhile from being
-    /// missed; give it to [`Node::release`].
-    ///
-    /// # Errors
-    /// The reply that ends the command.
-    pub async fn fetch(
-        &self,
-        keys: &Keys,
-        limits: &RowLimits,
-        reach: Reach,
-    ) -> Result<Fetched, Reply> {
-        let pin = self.table.pin();
-        let mut rows = HashMap::new();
-        let wanted = self.wanted(keys, limits, reach, pin.at(), &mut rows)?;
-        if wanted.is_empty() && reach == Reach::Cold {
-            return Ok(Fetched::default());
-        }
-        let mut fetched = Fetched { rows, pins: Some(self.pins(pin)) };
-        match self.read_wanted(&mut fetched, wanted).await {
-            Ok(()) => Ok(fetched),
-            Err(reply) => {
-                self.release(fetched);
-                Err(reply)
-            }
-        }
-    }
-
-    /// The snapshot of this moment; give it to [`Node::release`].
-    #[must_use]
-    pub fn snapshot(&self) -> Fetched {
-        let pins = self.pins(self.table.pin());
-        Fetched { rows: HashMap::new(), pins: Some(pins) }
-    }
-
-    /// Replaces the rows of `fetched` by those of `keys`, of the same snapshot.
-    ///
-    /// # Errors
-    /// The reply that ends the command.
-    pub async fn fetch_next(
-        &self,
-        fetched: &mut Fetched,
-        keys: &Keys,
-        limits: &RowLimits,
-    ) -> Result<(), Reply> {
-        fetched.rows.clear();
-        let at = fetched.pins.as_ref().expect("a snapshot has pins").table.at();
-        let wanted = self.wanted(keys, limits, Reach::All, at, &mut fetched.rows)?;
-        self.read_wanted(fetched, wanted).await
-    }
-
-    /// Both pins are of one moment: what the table does not show yet is pending.
-    fn pins(&self, table: Pin) -> Pins {
-        let pending = self.primary().map(|primary| primary.pending.borrow_mut().pin());
-        Pins { table, pending, committed: self.committed.get() }
-    }
-
-    /// Which of `keys` must be fetched. Rows of tables that do not exist go to `known`: what
-    /// somebody writes there meanwhile is pending, or came later.
-    fn wanted(
-        &self,
-        keys: &Keys,
-        limits: &RowLimits,
-        reach: Reach,
-        at: Lsn,
-        known: &mut HashMap<Bytes, Option<Bytes>>,
-    ) -> Result<Vec<Wanted>, Reply> {
-        let seed = self.log_id.get().seed();
-        let committed = self.committed.get();
-        let mut wanted = Vec::new();
-        let mut seen = HashSet::new();
-        let all = keys.values.iter().map(|key| (key, true));
-        let all = all.chain(keys.existence.iter().map(|key| (key, false)));
-        for (key, value) in all.filter(|(key, _)| seen.insert(*key)) {
-            let parts = split_key(key, limits).map_err(|error| error.reply())?;
-            let table = match &parts.table {
-                None => TableId::NO_PREFIX,
-                Some(name) => match self.dictionary.borrow().id(name) {
-                    Some(table) => table,
-                    None => {
-                        known.insert(key.clone(), None);
-                        continue;
-                    }
-                },
-            };
-            let row = RowKey { table, key: parts.key };
-            let hash = key_hash(seed, row.table, &row.key);
-            if reach == Reach::Cold {
-                // A plain read may need the table below images that are not committed.
-                let pending = |primary: &PrimaryRole<E>| {
-                    primary.pending.borrow().plain(&row, committed, 0).is_some()
-                };
-                let id = RowId { hash, table: row.table, key: &row.key };
-                if self.primary().is_some_and(pending)
-                    || self.table.get_resident(id, at) != Resident::Cold
-                {
-                    continue;
-                }
-            }
-            wanted.push(Wanted { client_key: key.clone(), row, hash, value });
-        }
-        Ok(wanted)
-    }
-
-    async fn read_wanted(&self, fetched: &mut Fetched, wanted: Vec<Wanted>) -> Result<(), Reply> {
-        count(&self.counters.cold_reads, wanted.len() as u64);
-        let at = fetched.pins.as_ref().expect("only a snapshot is read").table.at();
-        let (table, bytes_max) = (self.table.clone(), self.reply_bytes_max());
-        let read = offload(&self.reader, move || {
-            let (mut rows, mut bytes) = (Vec::with_capacity(wanted.len()), 0);
-            for Wanted { client_key, row, hash, value } in wanted {
-                let id = RowId { hash, table: row.table, key: &row.key };
-                let mut image = table.get(id, at).map_err(|error| error.to_string())?;
-                if !value {
-                    // Nobody looks into it.
-                    image = image.map(|_| Bytes::new());
-                }
-                bytes += image.as_ref().map_or(0, Bytes::len);
-                if bytes > bytes_max {
-                    return Err(format!(
-                        "they hold more than replies_bytes_max ({bytes_max} bytes); ask for fewer"
-                    ));
-                }
-                rows.push((client_key, image));
-            }
-            Ok(rows)
-        });
-        match read.await {
-            Ok(Ok(rows)) => {
-                fetched.rows.extend(rows);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(Reply::error(format!("ERR cannot read the rows: {error}"))),
-            Err(error) => Err(Reply::error(format!("ERR the node is stopping: {error}"))),
-        }
-    }
-
-    /// Lets go of what [`Node::fetch`] or [`Node::snapshot`] pinned.
-    pub fn release(&self, fetched: Fetched) {
-        let pending = fetched.pins.and_then(|pins| pins.pending);
-        if let (Some(at), Some(primary)) = (pending, self.primary()) {
-            primary.pending.borrow_mut().unpin(at);
-        }
-    }
-}
-
-/// A row to be fetched.
-struct Wanted {
-    client_key: Bytes,
-    row: RowKey,
-    hash: u64,
-    /// Its value, not only whether it exists.
-    value: bool,
 }

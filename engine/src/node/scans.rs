@@ -1,19 +1,20 @@
 //! SCAN and DUMP: pages of the table at one position, read on the reader thread.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use rowship_proto::Lsn;
 use rowship_proto::value::Image;
 
 use super::state::Node;
-use crate::apply::table::{ScanLimits, ScanPage, TableError};
+use crate::apply::table::{ScanLimits, ScanPage};
 use crate::edge::{Edge, offload};
 use crate::intake::glob::glob_matches;
+use crate::intake::parse::SCAN_COUNT_MAX;
 use crate::intake::reply::Reply;
 use crate::intake::session::{RowType, ScanOptions};
 
-/// Most rows of one page, whatever COUNT asks for.
-const ROWS_MAX: u64 = 10_000;
 /// Most bytes of one page.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -23,12 +24,20 @@ async fn page<E: Edge>(
     rows: u64,
 ) -> Result<(u64, ScanPage), Reply> {
     let pin = node.table.pin();
-    let rows_max = usize::try_from(rows.clamp(1, ROWS_MAX)).expect("at most ROWS_MAX");
+    let page = page_at(node, pin.at(), cursor, rows).await?;
+    Ok((pin.at().0, page))
+}
+
+/// The page at a position that the caller has pinned.
+pub async fn page_at<E: Edge>(
+    node: &Rc<Node<E>>,
+    at: Lsn,
+    cursor: u64,
+    rows: u64,
+) -> Result<ScanPage, Reply> {
+    let rows_max = usize::try_from(rows.clamp(1, SCAN_COUNT_MAX)).expect("a few thousand");
     let (table, limits) = (node.table.clone(), ScanLimits { rows_max, bytes_max: PAGE_BYTES_MAX });
-    let read = offload(&node.reader, move || -> Result<_, TableError> {
-        Ok((pin.at().0, table.scan(pin.at(), cursor, limits)?))
-    });
-    match read.await {
+    match offload(&node.reader, move || table.scan(at, cursor, limits)).await {
         Ok(Ok(page)) => Ok(page),
         Ok(Err(error)) => Err(Reply::error(format!("ERR cannot scan: {error}"))),
         Err(error) => Err(Reply::error(format!("ERR the node is stopping: {error}"))),
@@ -42,28 +51,46 @@ fn cursor_reply(page: &ScanPage) -> Reply {
 /// SCAN: `[cursor, [key ...]]`. The cursor is the hash at which to go on, so it needs no memory
 /// here and every key that stays is returned.
 pub async fn scan<E: Edge>(node: &Rc<Node<E>>, options: &ScanOptions) -> Reply {
-    let (_, page) = match page(node, options.cursor, options.count).await {
-        Ok(page) => page,
-        Err(reply) => return reply,
-    };
+    match page(node, options.cursor, options.count).await {
+        Ok((_, page)) => reply(node, options, &page, BTreeMap::new()),
+        Err(reply) => reply,
+    }
+}
+
+/// What SCAN answers of a page, and of rows of the same stretch that are `newer` than the page:
+/// their images by client key, `None` for deleted ones.
+pub fn reply<E: Edge>(
+    node: &Node<E>,
+    options: &ScanOptions,
+    page: &ScanPage,
+    newer: BTreeMap<Bytes, Option<Bytes>>,
+) -> Reply {
     let dictionary = node.dictionary.borrow();
     let mut keys = Vec::new();
     for row in &page.rows {
-        let of_type = match options.row_type {
-            None => true,
-            Some(wanted) => match Image::parse(&row.value) {
-                Ok(Image::String(_)) => wanted == RowType::String,
-                Ok(Image::Columns(_)) => wanted == RowType::Hash,
-                Err(_) => false,
-            },
-        };
-        let key = dictionary.client_key(row.table, &row.key);
-        let matches = options.pattern.as_ref().is_none_or(|pattern| glob_matches(pattern, &key));
-        if of_type && matches {
-            keys.push(Reply::Bulk(Bytes::from(key)));
+        let key = Bytes::from(dictionary.client_key(row.table, &row.key));
+        if !newer.contains_key(&key) && is_asked_for(options, &key, &row.value) {
+            keys.push(Reply::Bulk(key));
         }
     }
-    Reply::Array(vec![cursor_reply(&page), Reply::Array(keys)])
+    for (key, image) in newer {
+        if image.is_some_and(|image| is_asked_for(options, &key, &image)) {
+            keys.push(Reply::Bulk(key));
+        }
+    }
+    Reply::Array(vec![cursor_reply(page), Reply::Array(keys)])
+}
+
+fn is_asked_for(options: &ScanOptions, key: &[u8], image: &[u8]) -> bool {
+    let of_type = match options.row_type {
+        None => true,
+        Some(wanted) => match Image::parse(image) {
+            Ok(Image::String(_)) => wanted == RowType::String,
+            Ok(Image::Columns(_)) => wanted == RowType::Hash,
+            Err(_) => false,
+        },
+    };
+    of_type && options.pattern.as_ref().is_none_or(|pattern| glob_matches(pattern, key))
 }
 
 /// ROWSHIP.DUMP: `[position, cursor, [key, image ...]]` in order of hash, table and key.

@@ -1,11 +1,9 @@
 //! What operators see: one JSON value, and its forms as INFO, ROLE and CONFIG GET.
 
-use std::rc::Rc;
-
 use bytes::Bytes;
-use rowship_proto::Lsn;
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::primary::{LinkState, Replica};
+use rowship_proto::{Epoch, Lsn};
 use serde_json::{Value, json};
 
 use super::settings::OnMissing;
@@ -14,12 +12,27 @@ use crate::edge::Edge;
 use crate::intake::glob::glob_matches;
 use crate::intake::reply::Reply;
 
-/// Everything, as `rowship status --json` prints it.
-pub async fn json<E: Edge>(node: &Rc<Node<E>>) -> Value {
-    let (node_id, incarnation, epoch, table_durable) = {
+/// What `node.state` says, which may be waited for.
+pub struct Standing {
+    node_id: u64,
+    incarnation: u64,
+    epoch: Epoch,
+    table_durable: Lsn,
+}
+
+impl Standing {
+    /// As it is now.
+    pub async fn of<E: Edge>(node: &Node<E>) -> Standing {
         let state = node.state.lock().await;
-        (state.node_id, state.incarnation, state.history.epoch(), state.table_durable.lsn)
-    };
+        let (node_id, incarnation) = (state.node_id, state.incarnation);
+        let (epoch, table_durable) = (state.history.epoch(), state.table_durable.lsn);
+        Standing { node_id, incarnation, epoch, table_durable }
+    }
+}
+
+/// Everything, as `rowship status --json` prints it.
+pub fn json<E: Edge>(node: &Node<E>, standing: &Standing) -> Value {
+    let Standing { node_id, incarnation, epoch, table_durable } = *standing;
     let mut value = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": node_json(node, node_id, incarnation),
@@ -212,8 +225,8 @@ fn counters_json<E: Edge>(node: &Node<E>) -> Value {
 }
 
 /// INFO: Redis's sections and names where there are any, then everything of ours under its path.
-pub async fn info<E: Edge>(node: &Rc<Node<E>>, sections: &[String]) -> String {
-    let value = json(node).await;
+pub fn info<E: Edge>(node: &Node<E>, standing: &Standing, sections: &[String]) -> String {
+    let value = json(node, standing);
     let all = sections.is_empty()
         || sections
             .iter()

@@ -8,7 +8,7 @@ use rowship_proto::position::Located;
 use rowship_proto::sim::{Bug, Mark, mark, planted};
 
 use super::client::Client;
-use super::state::Node;
+use super::state::{Node, PrimaryRole};
 use crate::edge::Edge;
 use crate::intake::reply::Reply;
 
@@ -36,16 +36,30 @@ pub async fn wait<E: Edge>(
     replicas: u64,
     timeout_ms: u64,
 ) -> Reply {
-    let Some(primary) = node.primary() else {
-        return Reply::error("ERR WAIT cannot be used with replica instances.");
-    };
-    let lsn = client.last_write.get();
-    let holding = || primary.machine.borrow().count_holding(lsn).0 as u64;
     until(node, timeout_ms, || {
-        (holding() >= replicas || client.outbox.is_broken() || node.is_stopping()).then_some(())
+        let done = node.primary().is_none_or(|primary| holding(primary, client).0 >= replicas);
+        (done || client.outbox.is_broken() || node.is_stopping()).then_some(())
     })
     .await;
-    Reply::Integer(i64::try_from(holding()).unwrap_or(i64::MAX))
+    replicas_now(node, client)
+}
+
+/// What WAIT answers when it does not wait.
+pub fn replicas_now<E: Edge>(node: &Node<E>, client: &Client<E>) -> Reply {
+    match node.primary() {
+        Some(primary) => count(holding(primary, client).0),
+        None => Reply::error("ERR WAIT cannot be used with replica instances."),
+    }
+}
+
+/// How many replicas hold this connection's writes, and on how many they are durable.
+fn holding<E: Edge>(primary: &PrimaryRole<E>, client: &Client<E>) -> (u64, u64) {
+    let (held, durable) = primary.machine.borrow().count_holding(client.last_write.get());
+    (held as u64, durable as u64)
+}
+
+fn count(replicas: u64) -> Reply {
+    Reply::Integer(i64::try_from(replicas).unwrap_or(i64::MAX))
 }
 
 /// WAITAOF: whether they are durable here, and on how many replicas.
@@ -56,19 +70,23 @@ pub async fn wait_aof<E: Edge>(
     replicas: u64,
     timeout_ms: u64,
 ) -> Reply {
-    let Some(primary) = node.primary() else {
-        return Reply::error("ERR WAITAOF cannot be used with replica instances.");
-    };
-    let lsn = client.last_write.get();
-    let here = || node.durable.get() >= lsn;
-    let there = || primary.machine.borrow().count_holding(lsn).1 as u64;
     until(node, timeout_ms, || {
-        let done = (!local || here()) && there() >= replicas;
+        let here = !local || node.durable.get() >= client.last_write.get();
+        let there = |primary: &PrimaryRole<E>| holding(primary, client).1 >= replicas;
+        let done = here && node.primary().is_none_or(there);
         (done || client.outbox.is_broken() || node.is_stopping()).then_some(())
     })
     .await;
-    let there = i64::try_from(there()).unwrap_or(i64::MAX);
-    Reply::Array(vec![Reply::Integer(i64::from(here())), Reply::Integer(there)])
+    durable_now(node, client)
+}
+
+/// What WAITAOF answers when it does not wait.
+pub fn durable_now<E: Edge>(node: &Node<E>, client: &Client<E>) -> Reply {
+    let Some(primary) = node.primary() else {
+        return Reply::error("ERR WAITAOF cannot be used with replica instances.");
+    };
+    let here = node.durable.get() >= client.last_write.get();
+    Reply::Array(vec![Reply::Integer(i64::from(here)), count(holding(primary, client).1)])
 }
 
 /// `[reached | lost | timeout, this node's visible position]`.

@@ -31,6 +31,7 @@ pub const HASH_MAP_FILES: &[(&str, &str)] = &[
     ("engine/src/node/pending.rs", "images by row: looked up for every read and write"),
     ("engine/src/node/dictionary.rs", "table ids by name: looked up for every key"),
     ("engine/src/node/rows.rs", "rows of one command: filled, looked up, dropped"),
+    ("engine/src/node/fetch.rs", "rows of one command: filled, looked up, dropped"),
 ];
 
 /// Where a library may be named: (library, folders or files, why only there).

@@ -1,0 +1,96 @@
+//! What EXEC does besides rows: SCAN, DBSIZE, WAIT, INFO and their like, each at its place among
+//! the others.
+//!
+//! EXEC runs in one go, so what needs the disk or a lock is brought before: pages of the table,
+//! which then are seen together with everything newer than the table, the transaction's own writes
+//! included. WAIT and WAITAOF answer at once there, as in Redis.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::client::Client;
+use super::fetch::Fetched;
+use super::rows::TransactionRows;
+use super::state::Node;
+use super::{scans, status, waits};
+use crate::apply::table::ScanPage;
+use crate::edge::Edge;
+use crate::intake::parse::SCAN_COUNT_MAX;
+use crate::intake::reply::Reply;
+use crate::intake::session::{Action, Queued};
+
+/// What was brought for one EXEC.
+pub struct Aside {
+    /// One for each SCAN, in order.
+    pages: VecDeque<Result<ScanPage, Reply>>,
+    /// For INFO.
+    standing: Option<status::Standing>,
+}
+
+/// Whether pages are needed, for which rows must be read at one snapshot.
+#[must_use]
+pub fn has_scans(commands: &[Queued]) -> bool {
+    commands.iter().any(|command| matches!(command, Queued::Act(Action::Scan(_))))
+}
+
+impl Aside {
+    /// Brings what `commands` need, at the snapshot of `fetched`.
+    pub async fn bring<E: Edge>(
+        node: &Rc<Node<E>>,
+        commands: &[Queued],
+        fetched: &Fetched,
+    ) -> Aside {
+        let mut aside = Aside { pages: VecDeque::new(), standing: None };
+        let scans = || {
+            commands.iter().filter_map(|command| match command {
+                Queued::Act(Action::Scan(options)) => Some(options),
+                _ => None,
+            })
+        };
+        // COUNT is a hint; all pages are looked through in one go.
+        let rows_max = SCAN_COUNT_MAX / scans().count().max(1) as u64;
+        if let Some(at) = fetched.at() {
+            for options in scans() {
+                let rows = options.count.min(rows_max);
+                aside.pages.push_back(scans::page_at(node, at, options.cursor, rows).await);
+            }
+        }
+        if commands.iter().any(|command| matches!(command, Queued::Act(Action::Info(_)))) {
+            aside.standing = Some(status::Standing::of(node).await);
+        }
+        aside
+    }
+
+    /// The reply of `action`, which sees what commands before it have written to `rows`.
+    pub fn answer<E: Edge>(
+        &mut self,
+        node: &Node<E>,
+        client: &Client<E>,
+        action: &Action,
+        rows: &mut TransactionRows<'_, E>,
+    ) -> Reply {
+        let missing = || Reply::error("ERR not something this node does inside a transaction");
+        match (action, &self.standing) {
+            (Action::Scan(options), _) => match self.pages.pop_front() {
+                Some(Ok(page)) => {
+                    let newer = rows.newer(options.cursor, page.next_hash);
+                    newer.map_or_else(
+                        |error| error,
+                        |newer| scans::reply(node, options, &page, newer),
+                    )
+                }
+                Some(Err(error)) => error,
+                None => missing(),
+            },
+            (Action::Dbsize, _) => Reply::Integer(i64::try_from(rows.count()).unwrap_or(i64::MAX)),
+            (Action::Wait { .. }, _) => waits::replicas_now(node, client),
+            (Action::WaitAof { .. }, _) => waits::durable_now(node, client),
+            (Action::Role, _) => status::role(node),
+            (Action::Info(sections), Some(standing)) => {
+                Reply::Verbatim(status::info(node, standing, sections))
+            }
+            (Action::ConfigGet(patterns), _) => status::config_get(node, patterns),
+            _ => missing(),
+        }
+    }
+}
