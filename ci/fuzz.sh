@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds every fuzz target (or those named as arguments) and runs each for FUZZ_SECONDS (10), one
+# Builds every fuzz target (or those named as arguments) and runs each for FUZZ_SECONDS (5), one
 # after the other; a line per target says what was done. Needs nightly Rust; cargo-fuzz is
 # installed when it is missing. FUZZ_KEEP=<folder> keeps what was found new, and goes on from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-seconds="${FUZZ_SECONDS:-10}"
+seconds="${FUZZ_SECONDS:-5}"
 if ! rustc +nightly --version > /dev/null 2>&1; then
     echo "fuzz: skipped, no nightly Rust (rustup toolchain install nightly)"
     exit 0
@@ -31,9 +31,14 @@ fi
 # What a run finds new goes to a scratch folder; the corpus that is checked in stays small.
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
-for target in "${targets[@]}"; do
-    cargo +nightly fuzz build "$target"
-done
+# All at once where all are wanted: one after the other repeats much of the work.
+if [ $# -eq 0 ]; then
+    cargo +nightly fuzz build
+else
+    for target in "${targets[@]}"; do
+        cargo +nightly fuzz build "$target"
+    done
+fi
 
 # "cov: N" counts the edges of code that were reached: by the seeds, and at the end.
 edges() {
