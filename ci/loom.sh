@@ -47,6 +47,7 @@ mutate() {
 
 watermark=engine/sync/src/watermark.rs
 countdown=engine/sync/src/countdown.rs
+stock=engine/sync/src/stock.rs
 publish=engine/src/apply/publish.rs
 snapshots=engine/src/apply/snapshots.rs
 mutate $watermark "advance without release" 's/to, Ordering::Release/to, Ordering::Relaxed/' watermark
@@ -55,6 +56,10 @@ mutate $countdown "arrive without release" 's/1, Ordering::AcqRel/1, Ordering::A
 mutate $countdown "arrive without acquire" 's/1, Ordering::AcqRel/1, Ordering::Release/' countdown
 mutate $countdown "the amount is added behind the arrival" \
     's/( *self\.state\.sum\.fetch_add[^;]*;\n)(.*?let before =[^;]*;\n)/$2$1/s' countdown
+mutate $stock "who waits is told before the thing is back" \
+    's/( *self\.home\.free\(\)\.extend[^;]*;\n)( *\(self\.home\.returned\)\(\);\n)/$2$1/' stock
+mutate $stock "nobody is told" 's/ *\(self\.home\.returned\)\(\);\n//' stock
+mutate $stock "the thing does not come back" 's/extend\(thing\)/extend(thing.filter(|_| false))/' stock
 mutate $publish "the table is told behind visible" \
     's/( *published\(mark\);\n)( *self\.publish\(mark\);\n)/$2$1/' who_sees_visible
 mutate $publish "the table is not told" 's/ *published\(mark\);\n/let _ = published;\n/' applied

@@ -16,4 +16,6 @@ mod countdown;
 #[cfg(test)]
 mod row;
 #[cfg(test)]
+mod stock;
+#[cfg(test)]
 mod watermark;

@@ -5,27 +5,20 @@
 //! comes back when the last reader of its bytes (disk write, sends, apply) has dropped them.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use crossbeam::queue::ArrayQueue;
 use memmap2::MmapMut;
+use rowship_sync::stock::{Lent, Stock};
 
 /// The pool. Clones share it; buffers may come back from any thread.
 #[derive(Clone)]
 pub struct FramePool {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    free: ArrayQueue<MmapMut>,
-    returned: Box<dyn Fn() + Send + Sync>,
+    stock: Stock<MmapMut>,
 }
 
 /// A buffer on loan, writable.
 pub struct FrameBuffer {
-    memory: Option<MmapMut>,
-    home: Arc<Shared>,
+    memory: Lent<MmapMut>,
 }
 
 impl FramePool {
@@ -39,26 +32,20 @@ impl FramePool {
         bytes: usize,
         returned: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<FramePool> {
-        let free = ArrayQueue::new(count);
-        for _ in 0..count {
-            let memory = MmapMut::map_anon(bytes)?;
-            assert!(free.push(memory).is_ok(), "the queue holds all buffers");
-        }
-        let shared = Arc::new(Shared { free, returned: Box::new(returned) });
-        Ok(FramePool { shared })
+        let buffers = (0..count).map(|_| MmapMut::map_anon(bytes)).collect::<io::Result<_>>()?;
+        Ok(FramePool { stock: Stock::new(buffers, returned) })
     }
 
     /// A free buffer, or `None`: then wait for `returned`. Its old contents are still in it.
     #[must_use]
     pub fn take(&self) -> Option<FrameBuffer> {
-        let memory = self.shared.free.pop()?;
-        Some(FrameBuffer { memory: Some(memory), home: self.shared.clone() })
+        self.stock.take().map(|memory| FrameBuffer { memory })
     }
 
     /// Buffers that are free now.
     #[must_use]
     pub fn free(&self) -> usize {
-        self.shared.free.len()
+        self.stock.free()
     }
 }
 
@@ -75,28 +62,20 @@ impl FrameBuffer {
 
 impl AsRef<[u8]> for FrameBuffer {
     fn as_ref(&self) -> &[u8] {
-        self.memory.as_ref().expect("memory leaves only in drop")
+        &self.memory
     }
 }
 
 impl AsMut<[u8]> for FrameBuffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        self.memory.as_mut().expect("memory leaves only in drop")
-    }
-}
-
-impl Drop for FrameBuffer {
-    fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            assert!(self.home.free.push(memory).is_ok(), "the queue holds all buffers");
-            (self.home.returned)();
-        }
+        &mut self.memory
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]

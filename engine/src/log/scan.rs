@@ -152,13 +152,14 @@ impl<'d, D: Disk> SegmentScan<'d, D> {
         Ok(None)
     }
 
-    /// Whether the first frame of this segment is live: whether anything was written to it.
+    /// Whether anything was written to this segment: whether a live frame stands anywhere in it.
+    /// All of it is read, since damage at its head would hide all that stands behind.
     ///
     /// # Errors
     /// [`LogError::Io`].
     pub fn is_written(&mut self, seed: u64) -> Result<bool, LogError> {
         let first = self.base.plus(SEGMENT_HEADER_BYTES);
-        Ok(stands_here(self.bytes(first, FRAME_HEADER_BYTES as u64)?, first, seed))
+        Ok(self.find_live_frame(first, self.end(), seed)?.is_some())
     }
 
     /// What to say of a live header at `lsn` that cannot be gone on from.

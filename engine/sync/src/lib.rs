@@ -7,9 +7,11 @@
 //!
 //! - [`Watermark`]: a position that one writer moves and many threads read.
 //! - [`Countdown`]: how N lanes agree that they are all done with one window, without a lock.
+//! - [`stock::Stock`]: a fixed number of things (frame buffers), lent out and taken back.
 #![forbid(unsafe_code)]
 
 mod countdown;
+pub mod stock;
 pub mod sync;
 mod watermark;
 
