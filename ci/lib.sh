@@ -24,12 +24,19 @@ lib_fail() {
     exit 1
 }
 
-# start_node NAME FLAGS...: a node on free ports; waits until it accepts.
+# start_node NAME FLAGS...: a node on free ports; waits until it accepts. With a network of
+# lib_network, it is a machine of its own there.
 start_node() {
-    local name="$1"
+    local name="$1" host=127.0.0.1 inside=()
     shift
-    "$ROWSHIP" serve --data-dir "$lib_directory/$name" --name "$name" \
-        --listen 127.0.0.1:0 --replication-listen 127.0.0.1:0 "$@" \
+    if [ -n "${lib_net:-}" ]; then
+        lib_machine "$name"
+        host="$lib_host"
+        inside=(ip netns exec "$lib_net-$name")
+        set -- --allow-unauthenticated "$@"
+    fi
+    "${inside[@]}" "$ROWSHIP" serve --data-dir "$lib_directory/$name" --name "$name" \
+        --listen "$host:0" --replication-listen "$host:0" "$@" \
         2> "$lib_directory/$name.log" &
     lib_pids[$name]=$!
     local waited=0
@@ -39,6 +46,48 @@ start_node() {
         sleep 0.1
         waited=$((waited + 1))
     done
+}
+
+# lib_network: from now on every node has a network namespace, behind a switch. False, with a line
+# that says why, where that cannot be.
+lib_network() {
+    if [ "$(id -u)" -ne 0 ] || ! command -v ip > /dev/null; then
+        echo "$lib_name: on loopback: network namespaces need root and iproute2"
+        return 1
+    fi
+    lib_net="rowship-$lib_name-$$" lib_machines=()
+    if ! ip netns add "$lib_net-switch" 2> /dev/null; then
+        echo "$lib_name: on loopback: network namespaces are not allowed here"
+        lib_net=
+        return 1
+    fi
+    lib_machines+=(switch)
+    ip -n "$lib_net-switch" link set lo up
+    ip -n "$lib_net-switch" link add bridge type bridge
+    ip -n "$lib_net-switch" address add 10.78.0.254/24 dev bridge
+    ip -n "$lib_net-switch" link set bridge up
+}
+
+# lib_machine NAME: a namespace on the switch; its address in lib_host.
+lib_machine() {
+    local space="$lib_net-$1"
+    lib_host="10.78.0.${#lib_machines[@]}"
+    ip netns add "$space"
+    lib_machines+=("$1")
+    ip -n "$space" link set lo up
+    ip -n "$lib_net-switch" link add name "to-$1" type veth peer name wire netns "$space"
+    ip -n "$lib_net-switch" link set "to-$1" master bridge up
+    ip -n "$space" address add "$lib_host/24" dev wire
+    ip -n "$space" link set wire up
+}
+
+# at_switch COMMAND...: runs it where all nodes can be reached.
+at_switch() {
+    if [ -n "${lib_net:-}" ]; then
+        ip netns exec "$lib_net-switch" "$@"
+    else
+        "$@"
+    fi
 }
 
 # address_of NAME [listen|replication_listen]: host:port.
@@ -85,6 +134,9 @@ lib_end() {
             tail -n 20 "$log" >&2
         done
     fi
+    for name in "${lib_machines[@]:-}"; do
+        [ -z "$name" ] || ip netns delete "$lib_net-$name"
+    done
     rm -rf "$lib_directory"
     exit "$code"
 }

@@ -119,8 +119,9 @@ fn exec(client: &mut Client, lines: &[&str]) -> Vec<Reply> {
 fn what_multi_queues_besides_rows_runs_at_its_place() {
     let scratch = tempfile::tempdir().unwrap();
     let (primary, replica) = pair(&scratch, &[]);
-    primary.call(&["HSET", "t:kept", "a", "1"]);
     let mut client = primary.client();
+    client.ask(&["HSET", "t:kept", "a", "1"]).unwrap();
+    assert_eq!(client.ask(&["WAIT", "1", "30000"]).unwrap(), Reply::Integer(1));
     // The first half is what Redis 7 answers, line by line.
     let lines = [
         "SET t:new 1",
