@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 
 export RUSTFLAGS="--cfg rowship_loom"
 target="${CARGO_TARGET_DIR:-target}/loom"
+# The copy has one of its own: cargo would take what was built of it for what is built of this.
+[ "${1:-}" != --mutations ] || target="$target-mutations"
 mkdir -p "$target"
 CARGO_TARGET_DIR="$(cd "$target" && pwd)"
 export CARGO_TARGET_DIR

@@ -1,9 +1,9 @@
-//! A row that only the types under test order: loom fails the model when it is read without the
-//! writing having happened before.
+//! A row, or a buffer of them, that only the types under test order: loom fails the model when it is
+//! accessed without the accesses before having happened before.
 
 use loom::cell::UnsafeCell;
 
-/// Memory that is written once, by one thread.
+/// Memory that is written by one thread at a time.
 pub struct Row(UnsafeCell<bool>);
 
 // SAFETY: that accesses are ordered is the very property of the models, and loom checks it at each
