@@ -1,5 +1,5 @@
-//! A row, or a buffer of them, that only the types under test order: loom fails the model when it is
-//! accessed without the accesses before having happened before.
+//! A row, or a buffer of them, that only the types under test order: loom fails the model when
+//! accesses that must be ordered are not.
 
 use loom::cell::UnsafeCell;
 
