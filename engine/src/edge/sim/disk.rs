@@ -15,19 +15,15 @@
 //! copy on another node could cover for those, and that is not promised.
 //!
 //! Files are anonymous memory files of the system, so that maps of them see later writes exactly
-//! as maps of real files do.
+//! as maps of real files do (`file.rs`).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::MemfdFlags;
-
+use super::file::MemoryFile;
 use super::trace;
-use crate::edge::disk::map_file;
 use crate::edge::{Disk, Map};
 
 /// Disks write whole sectors of this many bytes.
@@ -43,7 +39,7 @@ pub struct MemoryDisk {
 
 #[derive(Default)]
 struct State {
-    files: BTreeMap<String, Arc<File>>,
+    files: BTreeMap<String, Arc<MemoryFile>>,
     capacity_bytes: Option<u64>,
     fuse: Option<Fuse>,
     calls: u64,
@@ -136,7 +132,7 @@ impl MemoryDisk {
     #[must_use]
     pub fn peek(&self, name: &str, offset: u64, len: usize) -> Vec<u8> {
         let Some(file) = self.lock().files.get(name).cloned() else { return Vec::new() };
-        let bytes = file.metadata().expect("a memory file has a size").len();
+        let bytes = file.len().expect("a memory file has a size");
         let len = len.min(usize::try_from(bytes.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut found = vec![0; len];
         file.read_exact_at(&mut found, offset).expect("the place is inside the file");
@@ -183,7 +179,7 @@ impl MemoryDisk {
     pub fn start_write(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<PendingWrite> {
         let mut state = self.open()?;
         let file = state.file(name)?;
-        if offset + bytes.len() as u64 > file.metadata()?.len() {
+        if offset + bytes.len() as u64 > file.len()? {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         for sector in covered_sectors(offset, bytes.len()) {
@@ -255,7 +251,7 @@ impl MemoryDisk {
     #[must_use]
     pub fn contents(&self) -> BTreeMap<String, Vec<u8>> {
         let state = self.lock();
-        let read = |file: &File| content(file).expect("a memory file can be read");
+        let read = |file: &MemoryFile| content(file).expect("a memory file can be read");
         state.files.iter().map(|(name, file)| (name.clone(), read(file))).collect()
     }
 
@@ -264,7 +260,7 @@ impl MemoryDisk {
     /// # Panics
     /// When the system has no memory left.
     pub fn put(&self, name: &str, bytes: &[u8]) {
-        let file = memory_file(bytes.len() as u64).expect("memory for a test file");
+        let file = MemoryFile::new(bytes.len() as u64).expect("memory for a test file");
         file.write_all_at(bytes, 0).expect("memory for a test file");
         self.lock().files.insert(name.to_owned(), Arc::new(file));
     }
@@ -293,7 +289,7 @@ impl MemoryDisk {
 }
 
 impl State {
-    fn file(&self, name: &str) -> io::Result<Arc<File>> {
+    fn file(&self, name: &str) -> io::Result<Arc<MemoryFile>> {
         self.powered()?;
         let missing = || io::Error::new(io::ErrorKind::NotFound, name.to_owned());
         self.files.get(name).cloned().ok_or_else(missing)
@@ -329,7 +325,7 @@ impl State {
     }
 
     fn used_bytes(&self) -> io::Result<u64> {
-        self.files.values().map(|file| Ok(file.metadata()?.len())).sum()
+        self.files.values().map(|file| file.len()).sum()
     }
 
     fn check_capacity(&self, bytes: u64) -> io::Result<()> {
@@ -346,7 +342,7 @@ impl Disk for MemoryDisk {
     fn list(&self) -> io::Result<Vec<(String, u64)>> {
         let state = self.open()?;
         state.powered()?;
-        let size = |(name, file): (&String, &Arc<File>)| Ok((name.clone(), file.metadata()?.len()));
+        let size = |(name, file): (&String, &Arc<MemoryFile>)| Ok((name.clone(), file.len()?));
         state.files.iter().map(size).collect()
     }
 
@@ -359,7 +355,7 @@ impl Disk for MemoryDisk {
         state.files.remove(name);
         state.forget_unsynced(name);
         state.check_capacity(bytes)?;
-        state.files.insert(name.to_owned(), Arc::new(memory_file(bytes)?));
+        state.files.insert(name.to_owned(), Arc::new(MemoryFile::new(bytes)?));
         Ok(())
     }
 
@@ -368,12 +364,12 @@ impl Disk for MemoryDisk {
         let fails = state.power_fails_now()?;
         note(&state, name, offset, bytes);
         let len = match state.files.get(name) {
-            Some(file) => file.metadata()?.len(),
+            Some(file) => file.len()?,
             None => 0,
         };
         state.check_capacity((offset + bytes.len() as u64).saturating_sub(len))?;
         if !state.files.contains_key(name) {
-            state.files.insert(name.to_owned(), Arc::new(memory_file(0)?));
+            state.files.insert(name.to_owned(), Arc::new(MemoryFile::new(0)?));
         }
         let file = state.files[name].clone();
         if !fails {
@@ -422,8 +418,7 @@ impl Disk for MemoryDisk {
     }
 
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
-        let file = self.open()?.file(name)?;
-        map_file(&file)
+        self.open()?.file(name)?.map()
     }
 
     fn path(&self, name: &str) -> String {
@@ -443,9 +438,9 @@ fn covered_sectors(offset: u64, len: usize) -> std::ops::Range<u64> {
 }
 
 /// A whole sector, shorter at the end of the file.
-fn read_sector(file: &File, sector: u64) -> io::Result<Vec<u8>> {
+fn read_sector(file: &MemoryFile, sector: u64) -> io::Result<Vec<u8>> {
     let at = sector * SECTOR_BYTES as u64;
-    let len = file.metadata()?.len().saturating_sub(at).min(SECTOR_BYTES as u64);
+    let len = file.len()?.saturating_sub(at).min(SECTOR_BYTES as u64);
     let mut bytes = vec![0; usize::try_from(len).expect("a sector is small")];
     file.read_exact_at(&mut bytes, at)?;
     Ok(bytes)
@@ -455,14 +450,8 @@ fn no_power() -> io::Error {
     io::Error::other("power is lost")
 }
 
-fn memory_file(bytes: u64) -> io::Result<File> {
-    let file = File::from(rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC)?);
-    file.set_len(bytes)?;
-    Ok(file)
-}
-
-fn content(file: &File) -> io::Result<Vec<u8>> {
-    let len = usize::try_from(file.metadata()?.len()).expect("test files are small");
+fn content(file: &MemoryFile) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(file.len()?).expect("test files are small");
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)

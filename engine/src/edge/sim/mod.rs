@@ -11,6 +11,7 @@
 //! two runs of a seed can be compared.
 
 pub mod disk;
+mod file;
 pub mod network;
 mod pipe;
 pub mod random;
