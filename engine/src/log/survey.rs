@@ -293,6 +293,7 @@ impl<'a, D: Disk> Walk<'a, D> {
             let what = "the log ends below its checkpoint";
             return Err(self.scan.damage(self.header.end(), what));
         }
+        self.check_oldest()?;
         let zero = if in_segment { self.residue(end)? } else { None };
         let (kept, remove) = self.sort_out()?;
         let checkpoint = self.input.checkpoint;
@@ -320,6 +321,18 @@ impl<'a, D: Disk> Walk<'a, D> {
         };
         let rewrite_from = checkpoint.map_or(self.start, |at| at.lsn.max(self.start));
         Ok(Survey { recovered, zero, remove, rewrite_from })
+    }
+
+    /// Retiring always leaves a segment that was opened to its end long ago. Where the oldest is
+    /// not even that, those before it are missing, and with them all that the log said.
+    fn check_oldest(&self) -> Result<(), LogError> {
+        let (oldest, bytes) = self.segments[0];
+        let only = self.header.base == oldest && oldest > Lsn::ZERO;
+        if only && (self.seen.frames == 0 || self.seen.opening.left() > 0) {
+            let what = "the oldest segment is not opened to its end: those before it are missing";
+            return Err(SegmentScan::of_file(self.disk, oldest, bytes).damage(oldest, what));
+        }
+        Ok(())
     }
 
     /// The range behind the end that a write in flight may have touched, if it is not zero.

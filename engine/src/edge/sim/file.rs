@@ -48,7 +48,10 @@ impl MemoryFile {
             MemoryFile::Heap(bytes) => {
                 let bytes = lock(bytes);
                 let start = index(offset);
-                let found = bytes.get(start..start.saturating_add(buffer.len()));
+                let found = match buffer.len() {
+                    0 => Some(&[][..]),
+                    len => bytes.get(start..start.saturating_add(len)),
+                };
                 buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
                 Ok(())
             }
