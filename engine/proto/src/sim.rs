@@ -121,6 +121,8 @@ named! {
         CommitInheritedTail = "commit-inherited-tail",
         /// What a replica has received counts as durable there.
         ReceivedCountsAsDurable = "received-counts-as-durable",
+        /// SCAN inside EXEC shows the table without what is newer than it.
+        ScanForgetsPending = "scan-forgets-pending",
         /// A write that is refused for want of replicas is appended all the same.
         RefusedIsAppended = "refused-is-appended",
         /// Replies leave when their bytes are durable here, whatever the policy says.

@@ -35,6 +35,8 @@ pub struct Checked {
     pub reads: u64,
     /// Answers of WAITPOS.
     pub waits: u64,
+    /// Censuses.
+    pub censuses: u64,
 }
 
 /// Where a write stands: the end of its transaction, once for each time it is there.
@@ -52,6 +54,7 @@ pub fn check(ledger: &Ledger, ops: &[Op], context: &Context) -> Result<Checked, 
     checker.check_order(ops)?;
     checker.check_reads(ops)?;
     checker.check_waits(ops)?;
+    checker.check_censuses(ops)?;
     Ok(checker.checked)
 }
 
@@ -122,7 +125,7 @@ impl Checker<'_> {
                 Outcome::Pending | Outcome::Open(_) | Outcome::Unknown(_) => {
                     self.checked.open += 1;
                 }
-                Outcome::Rows(_) | Outcome::Answer(_) => {
+                Outcome::Rows(_) | Outcome::Answer(_) | Outcome::Counted(_) => {
                     return Err(format!("write {name} was answered with {:?}", op.outcome));
                 }
             }
@@ -293,6 +296,19 @@ impl Checker<'_> {
                 ("lost", Some(_)) if self.context.superseded.contains_key(&op.process) => {}
                 ("lost", Some(lsn)) => return Err(format!("{name}, but the write is at {lsn}")),
                 _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Checker<'_> {
+    fn check_censuses(&mut self, ops: &[Op]) -> Result<(), Violation> {
+        for op in ops {
+            let Outcome::Counted(found) = &op.outcome else { continue };
+            self.checked.censuses += 1;
+            if let Some(found) = found {
+                return Err(format!("inside one EXEC {found}"));
             }
         }
         Ok(())

@@ -33,6 +33,8 @@ pub enum Action {
         /// The connection has seen that this write is visible here.
         after: Option<Position>,
     },
+    /// In one EXEC: how many rows there are, which ones, and whether each of them exists.
+    Census,
     /// WAITPOS, about the write of this number.
     Wait {
         /// The write's place in the history.
@@ -59,6 +61,8 @@ pub enum Outcome {
     Open(Option<Position>),
     /// The answer of WAITPOS.
     Answer(String),
+    /// What a census found that does not fit together, if anything.
+    Counted(Option<String>),
     /// Nobody knows: the connection broke, or no reply came in time.
     Unknown(String),
 }

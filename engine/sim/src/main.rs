@@ -123,6 +123,7 @@ impl Total {
             ("open writes", checked.open),
             ("reads", checked.reads),
             ("answers of WAITPOS", checked.waits),
+            ("censuses", checked.censuses),
         ];
         for (what, count) in counts {
             *self.checked.entry(what).or_default() += count;

@@ -67,8 +67,8 @@ pub struct Report {
 /// A promise was broken.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// The seed.
-    pub seed: u64,
+    /// What was run.
+    pub options: RunOptions,
     /// What was found.
     pub what: Violation,
     /// What was drawn from the seed.
@@ -79,12 +79,17 @@ pub struct Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Failure { seed, what, plan, at_ms } = self;
+        let Failure { options, what, plan, at_ms } = self;
+        let RunOptions { seed, chaos_ms, bug } = options;
         write!(
             f,
             "seed {seed} failed after {at_ms} virtual ms: {what}\n  {plan}\n  replay: cargo run -p \
              rowship-sim -- --seed {seed}"
-        )
+        )?;
+        if *chaos_ms != SHORT_MS {
+            write!(f, " --chaos-ms {chaos_ms}")?;
+        }
+        bug.map_or(Ok(()), |bug| write!(f, " --bug {}", bug.name()))
     }
 }
 
@@ -109,7 +114,7 @@ pub fn run(options: RunOptions) -> Result<Report, Box<Failure>> {
     let (plan, world) = told.into_inner();
     let failed = |what| {
         let at_ms = world.map_or(0, |at_ms| at_ms);
-        Box::new(Failure { seed: options.seed, what, plan, at_ms })
+        Box::new(Failure { options, what, plan, at_ms })
     };
     match ran {
         Ok(Ok(report)) => Ok(report),

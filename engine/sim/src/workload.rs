@@ -1,6 +1,7 @@
 //! What clients do: writers on whatever `primary` stands for, readers on any node.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ impl Workload {
             load: self,
             number,
             writes_begun: 0,
+            reads_begun: 0,
             random: random.fork(),
             session: None,
         };
@@ -88,6 +90,7 @@ struct Client {
     number: u64,
     writes: bool,
     writes_begun: u64,
+    reads_begun: u64,
     random: Random,
     session: Option<Session>,
 }
@@ -282,6 +285,10 @@ impl Client {
     }
 
     async fn read(&mut self, after: Option<Position>) -> Result<(), Broken> {
+        self.reads_begun += 1;
+        if after.is_none() && self.reads_begun.is_multiple_of(READS_PER_CENSUS) {
+            return self.census().await;
+        }
         let mut keys = self.group();
         if self.random.chance(500) {
             keys.extend((0..2).map(|_| self.key()));
@@ -293,6 +300,26 @@ impl Client {
         let mut command = vec![b"MGET".to_vec()];
         command.extend(keys);
         self.call(&[command], &[Some(op)], PATIENCE).await.map(|_| ())
+    }
+
+    /// Counts, lists and looks at all rows in one EXEC, which is to show one position.
+    async fn census(&mut self) -> Result<(), Broken> {
+        let keys = all_keys();
+        let mut commands = vec![words("MULTI"), words("DBSIZE"), words("SCAN 0 COUNT 1000")];
+        commands.extend(keys.iter().map(|key| vec![b"EXISTS".to_vec(), key.clone()]));
+        commands.push(words("EXEC"));
+        let op = self.begin(Action::Census);
+        let replies = self.call(&commands, &vec![None; commands.len()], PATIENCE).await;
+        let outcome = match &replies {
+            Err(Broken) => Outcome::Unknown("the connection broke".to_owned()),
+            Ok(replies) => match replies.last() {
+                Some(Reply::Array(parts)) => Outcome::Counted(misfit(&keys, parts)),
+                Some(other) => outcome_of(other),
+                None => Outcome::Unknown("no reply".to_owned()),
+            },
+        };
+        self.load.history.reply(op, outcome);
+        replies.map(|_| ())
     }
 
     /// Writes, asks for the token, and waits for it on any node before it reads there.
@@ -376,6 +403,50 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Every how many reads a client takes a census.
+const READS_PER_CENSUS: u64 = 8;
+
+/// Every key that any client writes.
+fn all_keys() -> Vec<Vec<u8>> {
+    let families =
+        [("plain", 3), ("k:", 7), ("h:", 3), ("n:", 2), ("ga:", 3), ("gb:", 3), ("gc:", 3)];
+    let of = |(family, count): (&str, u64)| {
+        (0..count).map(|at| format!("{family}{at}").into_bytes()).collect::<Vec<_>>()
+    };
+    families.into_iter().flat_map(of).collect()
+}
+
+/// What a census' parts say that is not of one position: DBSIZE, SCAN, and EXISTS of each key.
+fn misfit(keys: &[Vec<u8>], parts: &[Reply]) -> Option<String> {
+    let (Reply::Integer(size), Reply::Array(scan)) = (&parts[0], &parts[1]) else {
+        return Some(format!("DBSIZE is {:?}, SCAN {:?}", parts[0], parts[1]));
+    };
+    let there = |reply: &Reply| *reply == Reply::Integer(1);
+    let existing: BTreeSet<&[u8]> = keys
+        .iter()
+        .zip(&parts[2..])
+        .filter(|(_, reply)| there(reply))
+        .map(|(key, _)| &key[..])
+        .collect();
+    let [cursor, Reply::Array(listed)] = &scan[..] else {
+        return Some(format!("SCAN is {scan:?}"));
+    };
+    let whole = cursor.text().as_deref() == Some("0");
+    let listed: BTreeSet<&[u8]> =
+        listed.iter().filter_map(Reply::bytes).map(|key| &key[..]).collect();
+    let fits = match whole {
+        true => listed == existing,
+        false => listed.is_subset(&existing),
+    };
+    let counted = usize::try_from(*size) == Ok(existing.len());
+    let text = |keys: &BTreeSet<&[u8]>| {
+        keys.iter().map(|key| String::from_utf8_lossy(key)).collect::<Vec<_>>().join(" ")
+    };
+    (!fits || !counted).then(|| {
+        format!("{size} rows, SCAN lists [{}], there are [{}]", text(&listed), text(&existing))
+    })
 }
 
 fn outcome_of(reply: &Reply) -> Outcome {

@@ -10,6 +10,7 @@ use rowship_proto::row::{
     Existed, KEY_BYTES_MAX, Operation, RowWrite, TRANSACTION_HEADER_BYTES, TableId, key_hash,
     row_bytes,
 };
+use rowship_proto::sim::{Bug, planted};
 
 use super::appender::definitions_fit;
 use super::fetch::Fetched;
@@ -190,6 +191,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
                 );
                 return Err(Reply::error(text));
             }
+            let keys = keys.filter(|_| !planted(Bug::ScanForgetsPending));
             for row in keys.filter(|row| within(row.table, &row.key)) {
                 let Some(latest) = pending.latest(row) else { continue };
                 let key = Bytes::from(dictionary.client_key(row.table, &row.key));
