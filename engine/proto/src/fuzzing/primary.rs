@@ -7,7 +7,7 @@ use super::{LOG, START};
 use crate::ack::{AckLevel, AckPolicy, ClientPolicy, NodeName, Quorum};
 use crate::message::{Ack, Hello, PROTOCOL_VERSIONS, Ready, RefuseCode};
 use crate::position::{Epoch, EpochHistory, Lsn, Nanos};
-use crate::primary::{LinkId, LinkState, Primary, Reign};
+use crate::primary::{JOIN_TIMEOUTS, LinkId, LinkState, Primary, Reign};
 
 /// Replicas come, go, and say what they like; bytes are appended and become durable. After each
 /// event: `acked <= shipped <= appended` for every live replica, `committed` and the replies that
@@ -113,7 +113,12 @@ impl World<'_> {
             _ => {
                 self.now += u64::from(self.input.byte() / 4);
                 let silent = self.known.values().filter(|known| {
-                    known.state != LinkState::Down && self.now - known.heard > PEER_TIMEOUT
+                    let patience = match known.state {
+                        LinkState::Down => Nanos::MAX,
+                        LinkState::Joining => JOIN_TIMEOUTS * PEER_TIMEOUT,
+                        LinkState::Streaming => PEER_TIMEOUT,
+                    };
+                    self.now - known.heard > patience
                 });
                 let silent: Vec<LinkId> = silent.map(|known| known.link).collect();
                 assert_eq!(self.primary.silent_links(self.now), silent);
