@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests of lanes, tables and frame buffers under AddressSanitizer, and under ThreadSanitizer
+# The tests of lanes, tables and the log under AddressSanitizer, and under ThreadSanitizer
 # where the standard library can be built with it (its own fences are false alarms otherwise).
 # Needs nightly Rust; sanitizers have target directories of their own.
 set -euo pipefail
@@ -12,7 +12,7 @@ fi
 host="$(rustc +nightly -vV | sed -n 's/^host: //p')"
 target="${CARGO_TARGET_DIR:-target}"
 # What crosses threads or reads maps; the fuzz targets' seeds ride along.
-tests=(apply:: log::pool:: log::reader:: fuzzing::)
+tests=(apply:: log:: fuzzing::)
 
 echo "sanitizers: address"
 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="$target/asan" \
@@ -26,4 +26,4 @@ fi
 echo "sanitizers: thread"
 RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR="$target/tsan" \
     cargo +nightly test -Zbuild-std --package rowship --package rowship-sync --lib \
-    --target "$host" --locked -- apply:: log::pool:: watermark countdown
+    --target "$host" --locked -- apply:: log::pool:: watermark countdown stock

@@ -30,10 +30,12 @@ fn short_seeds_keep_every_promise() {
 #[test]
 fn seeds_that_failed_once_hold_now() {
     for line in include_str!("../regressions.txt").lines() {
-        let Some(seed) = line.split('#').next().and_then(|seed| seed.trim().parse().ok()) else {
-            continue;
-        };
-        if let Err(failure) = run(RunOptions::short(seed)) {
+        let mut numbers = line.split('#').next().into_iter().flat_map(str::split_whitespace);
+        let mut number = || numbers.next().map(|word| word.parse().expect("seeds are numbers"));
+        let Some(seed) = number() else { continue };
+        let short = RunOptions::short(seed);
+        let options = RunOptions { chaos_ms: number().unwrap_or(short.chaos_ms), ..short };
+        if let Err(failure) = run(options) {
             panic!("{line}: {failure}");
         }
     }

@@ -154,6 +154,10 @@ async fn take_run<E: Edge>(
         (node.writes.has_room() || link.closed.get() || node.is_stopping()).then_some(())
     });
     ready.await;
+    if node.is_closing() {
+        // The writer may have ended: this run is asked for again after the restart.
+        return Err(Ended::Retry("the node is stopping".to_owned()));
+    }
     let (start, next) = (run.start, verifier.next);
     let mark = run.mark;
     let run = (Run { start, next, bytes, chain, epoch, mark }, run.committed);
