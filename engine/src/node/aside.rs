@@ -11,18 +11,17 @@ use std::rc::Rc;
 use super::client::Client;
 use super::fetch::Fetched;
 use super::rows::TransactionRows;
+use super::scans::{self, Listed};
 use super::state::Node;
-use super::{scans, status, waits};
-use crate::apply::table::ScanPage;
+use super::{status, waits};
 use crate::edge::Edge;
-use crate::intake::parse::SCAN_COUNT_MAX;
 use crate::intake::reply::Reply;
 use crate::intake::session::{Action, Queued};
 
 /// What was brought for one EXEC.
 pub struct Aside {
-    /// One for each SCAN, in order.
-    pages: VecDeque<Result<ScanPage, Reply>>,
+    /// One for each SCAN, in order: keys only, not the rows.
+    listed: VecDeque<Result<Listed, Reply>>,
     /// For INFO.
     standing: Option<status::Standing>,
 }
@@ -40,19 +39,17 @@ impl Aside {
         commands: &[Queued],
         fetched: &Fetched,
     ) -> Aside {
-        let mut aside = Aside { pages: VecDeque::new(), standing: None };
+        let mut aside = Aside { listed: VecDeque::new(), standing: None };
         let scans = || {
             commands.iter().filter_map(|command| match command {
                 Queued::Act(Action::Scan(options)) => Some(options),
                 _ => None,
             })
         };
-        // COUNT is a hint; all pages are looked through in one go.
-        let rows_max = SCAN_COUNT_MAX / scans().count().max(1) as u64;
         if let Some(at) = fetched.at() {
+            let parts = scans().count();
             for options in scans() {
-                let rows = options.count.min(rows_max);
-                aside.pages.push_back(scans::page_at(node, at, options.cursor, rows).await);
+                aside.listed.push_back(scans::listed_at(node, at, options, parts).await);
             }
         }
         if commands.iter().any(|command| matches!(command, Queued::Act(Action::Info(_)))) {
@@ -71,14 +68,11 @@ impl Aside {
     ) -> Reply {
         let missing = || Reply::error("ERR not something this node does inside a transaction");
         match (action, &self.standing) {
-            (Action::Scan(options), _) => match self.pages.pop_front() {
-                Some(Ok(page)) => {
-                    let newer = rows.newer(options.cursor, page.next_hash);
-                    newer.map_or_else(
-                        |error| error,
-                        |newer| scans::reply(node, options, &page, newer),
-                    )
-                }
+            (Action::Scan(options), _) => match self.listed.pop_front() {
+                Some(Ok(listed)) => match rows.newer(options.cursor, listed.next_hash) {
+                    Ok(newer) => scans::reply(listed, options, newer),
+                    Err(error) => error,
+                },
                 Some(Err(error)) => error,
                 None => missing(),
             },
