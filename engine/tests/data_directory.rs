@@ -53,6 +53,18 @@ fn a_directory_in_use_names_who_uses_it() {
     assert_rows(&first, 0..5, value);
 }
 
+/// The kernel would round memory up to them, long after the start: see ARCHITECTURE.md.
+#[test]
+fn a_node_holds_no_huge_pages() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = Node::primary(scratch.path(), "primary", &[]);
+    node.start();
+    set_rows(&node, 0..5, value);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("THP_enabled:"));
+    assert!(line.is_none_or(|line| line.ends_with('0')), "{line:?}");
+}
+
 #[test]
 fn files_and_directory_are_for_their_user_only() {
     fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
