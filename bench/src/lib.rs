@@ -1,7 +1,15 @@
-//! Scenarios, limits and peers of rowship, as figures: one JSON line each, or a readable table.
+//! Measures rowship, its peers, and what bounds all of them on this machine.
 //!
-//! `cargo run --release -p bench -- SCENARIO [--json]`. Each scenario also runs tiny as a test,
-//! and gives a hash of what it did, so that it cannot rot: the same work gives the same hash.
+//! A scenario (`scenarios/`) runs loads (`load`) on systems (`system`: `node` is rowship, `peers/`
+//! the others), and gives figures (`figure`) to a `sink`. `report` makes a page of what sinks kept.
 
+pub mod client;
+pub mod clock;
 pub mod figure;
-pub mod frames;
+pub mod load;
+pub mod node;
+pub mod process;
+pub mod rows;
+pub mod scenarios;
+pub mod sink;
+pub mod system;

@@ -1,7 +1,14 @@
 //! `cargo run --release -p bench -- SCENARIO [options] [--json]`.
 
-use bench::frames::{self, Plan};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use bench::rows::Keys;
+use bench::scenarios::{self, Common, frames};
+use bench::sink::Sink;
 use clap::{Args, Parser, Subcommand};
+use tokio::task::LocalSet;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -12,15 +19,68 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(subcommand)]
     scenario: Scenario,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+struct Options {
     /// One JSON line per figure instead of a table
     #[arg(long, global = true)]
     json: bool,
+    /// Directory for figures, histograms and curves; figures are added to those already there
+    #[arg(long, global = true, default_value = "target/bench")]
+    out: PathBuf,
+    /// Directory in which nodes keep their logs and tables
+    #[arg(long, global = true, default_value = "target/bench-nodes")]
+    directory: PathBuf,
+    /// Rounds; the median and the range of all are shown
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each measurement that counts time
+    #[arg(long, global = true, default_value_t = 4.0)]
+    seconds: f64,
+    /// Different keys
+    #[arg(long, global = true, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
+    keys: u64,
+    /// Keys by Zipf's law with this exponent instead of uniform
+    #[arg(long, global = true, value_name = "EXPONENT", conflicts_with = "hot")]
+    zipf: Option<f64>,
+    /// Nine of ten rows go to one key
+    #[arg(long, global = true)]
+    hot: bool,
+}
+
+impl Options {
+    fn common(&self) -> Result<Common> {
+        anyhow::ensure!(
+            self.seconds > 0.0 && self.seconds <= 86_400.0,
+            "--seconds must be above 0 and at most 86400"
+        );
+        let pick = match self.zipf {
+            Some(exponent) => {
+                anyhow::ensure!(exponent > 0.0 && exponent.is_finite(), "--zipf must be above 0");
+                Keys::Zipf(exponent)
+            }
+            None if self.hot => Keys::Hot,
+            None => Keys::Uniform,
+        };
+        Ok(Common {
+            rounds: self.rounds as usize,
+            measured: Duration::from_secs_f64(self.seconds),
+            keys: self.keys,
+            pick,
+            directory: self.directory.clone(),
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
     /// Encode, seal and verify frames, against memcpy and XXH3 of the same bytes
     Frames(FramesArgs),
+    /// Rows per second and latency, by clients, rows per transaction and ack policy
+    Ingest,
 }
 
 #[derive(Debug, Args)]
@@ -31,32 +91,32 @@ struct FramesArgs {
     /// Rows in a transaction
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     transaction_rows: u32,
-    /// Rounds; the median and the range of all are shown
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    rounds: u32,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     let cli = Cli::parse();
-    let Scenario::Frames(args) = &cli.scenario;
-    let plan = Plan {
-        rows: args.rows as usize,
-        keys: 100_000,
-        transaction_rows: args.transaction_rows as usize,
-        body_bytes_max: 1 << 20,
-        rounds: args.rounds as usize,
-    };
-    let outcome = frames::run(&plan)?;
-    let settings = plan.settings();
-    for figure in &outcome.figures {
-        if cli.json {
-            println!("{}", figure.json(&settings));
-        } else {
-            println!("{}", figure.line());
+    let common = cli.options.common()?;
+    let sink = Sink::new(&cli.options.out, cli.options.json)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, run(&cli.scenario, &common, &sink))
+}
+
+async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
+    match scenario {
+        Scenario::Frames(args) => {
+            let plan = frames::Plan {
+                rows: args.rows as usize,
+                keys: common.keys as usize,
+                transaction_rows: args.transaction_rows as usize,
+                body_bytes_max: 1 << 20,
+                rounds: common.rounds,
+            };
+            let outcome = frames::run(&plan)?;
+            let settings = plan.settings();
+            outcome.figures.iter().try_for_each(|figure| sink.figure(figure, &settings))?;
+            sink.say(&format!("settings {settings}\nresult hash {:016x}", outcome.result_hash));
+            Ok(())
         }
+        Scenario::Ingest => scenarios::ingest::run(common, sink).await,
     }
-    if !cli.json {
-        println!("settings {settings}\nresult hash {:016x}", outcome.result_hash);
-    }
-    Ok(())
 }

@@ -14,13 +14,12 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::figure::Figure;
+use crate::rows::VALUE_BYTES;
 
 const SCENARIO: &str = "frames";
 const LOG: LogId = LogId([11, 12]);
 const START: Lsn = Lsn(4096);
 const EPOCH: Epoch = Epoch { counter: 1, node_id: 7, nonce: 9 };
-/// Bytes of a value, without the image's prefix.
-const VALUE_BYTES: usize = 120;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]

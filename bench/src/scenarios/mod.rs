@@ -1,0 +1,55 @@
+//! One file per scenario.
+
+pub mod frames;
+pub mod ingest;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
+
+use crate::rows::Keys;
+
+/// What all scenarios over real nodes have in common.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Rounds; each measures everything once, so that a slow moment hits all of it.
+    pub rounds: usize,
+    /// Seconds of each measurement that counts time.
+    pub measured: Duration,
+    /// Different keys.
+    pub keys: u64,
+    /// Which of them are written how often.
+    pub pick: Keys,
+    /// Where nodes keep their directories.
+    pub directory: PathBuf,
+}
+
+impl Common {
+    /// Small enough for a test.
+    #[must_use]
+    pub fn tiny(directory: &Path) -> Common {
+        let measured = Duration::from_millis(200);
+        let directory = directory.to_path_buf();
+        Common { rounds: 1, measured, keys: 500, pick: Keys::Uniform, directory }
+    }
+
+    /// A fresh directory for one cluster, removed when dropped.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<tempfile::TempDir> {
+        std::fs::create_dir_all(&self.directory)?;
+        tempfile::Builder::new()
+            .prefix("rowship-bench.")
+            .tempdir_in(&self.directory)
+            .with_context(|| format!("making a directory in {}", self.directory.display()))
+    }
+}
+
+/// A quantile of a histogram of nanoseconds, in milliseconds.
+#[must_use]
+pub fn quantile_ms(values: &Histogram<u64>, quantile: f64) -> f64 {
+    values.value_at_quantile(quantile) as f64 / 1e6
+}
