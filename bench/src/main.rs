@@ -80,7 +80,14 @@ enum Scenario {
     /// Encode, seal and verify frames, against memcpy and XXH3 of the same bytes
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
-    Ingest,
+    Ingest(IngestArgs),
+}
+
+#[derive(Debug, Args)]
+struct IngestArgs {
+    /// Only what has this in its name, such as "rowship async, 8 clients x 1 rows"
+    #[arg(long, default_value = "")]
+    only: String,
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +124,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             sink.say(&format!("settings {settings}\nresult hash {:016x}", outcome.result_hash));
             Ok(())
         }
-        Scenario::Ingest => scenarios::ingest::run(common, sink).await,
+        Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
     }
 }
