@@ -35,13 +35,15 @@ struct Options {
     #[arg(long, global = true, default_value = "target/bench-nodes")]
     directory: PathBuf,
     /// Rounds; the median and the range of all are shown
-    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, global = true, default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Seconds of each measurement that counts time
     #[arg(long, global = true, default_value_t = 4.0)]
     seconds: f64,
     /// Different keys
-    #[arg(long, global = true, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
+    #[arg(long, global = true, default_value_t = 100_000,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
     keys: u64,
     /// Keys by Zipf's law with this exponent instead of uniform
     #[arg(long, global = true, value_name = "EXPONENT", conflicts_with = "hot")]

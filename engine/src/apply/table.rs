@@ -48,6 +48,19 @@ impl RowId<'_> {
         prefix
     }
 
+    /// Calls `work` with the whole storage key; short ones need no memory of their own.
+    pub fn with_storage_key<R>(&self, work: impl FnOnce(&[u8]) -> R) -> R {
+        const SHORT: usize = 64;
+        let len = STORAGE_PREFIX_BYTES + self.key.len();
+        if len > SHORT {
+            return work(&self.storage_key());
+        }
+        let mut bytes = [0; SHORT];
+        bytes[..STORAGE_PREFIX_BYTES].copy_from_slice(&self.storage_prefix());
+        bytes[STORAGE_PREFIX_BYTES..len].copy_from_slice(self.key);
+        work(&bytes[..len])
+    }
+
     /// The whole storage key.
     #[must_use]
     pub fn storage_key(&self) -> Vec<u8> {
@@ -244,6 +257,15 @@ pub trait Table: Send + Sync + 'static {
 
     /// The row's image at `at` if that can be told from memory. Never waits for the disk.
     fn get_resident(&self, row: RowId<'_>, at: Lsn) -> Resident;
+
+    /// Whether there is such a row at `at`, if that can be told from memory. Never waits for the
+    /// disk.
+    fn exists_resident(&self, row: RowId<'_>, at: Lsn) -> Option<bool> {
+        match self.get_resident(row, at) {
+            Resident::Found(image) => Some(image.is_some()),
+            Resident::Cold => None,
+        }
+    }
 
     /// Rows at `at` with hashes from `from_hash` on, whole groups of equal hash. May wait for the
     /// disk.

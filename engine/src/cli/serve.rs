@@ -36,9 +36,9 @@ pub fn run(args: &ServeArgs) -> CommandResult {
             .map_err(|error| Failure::new(Exit::Internal, format!("prctl: {error}")))?;
     }
     set_up_logging(&settings.node)?;
-    // The allocator asks for huge pages, and the kernel's scanner then fills up 2 MiB areas that the
-    // allocator had given back: a step of 10 to 15 MiB, minutes after the start. They bring no speed here
-    // (ARCHITECTURE.md, "No huge pages").
+    // The allocator asks for huge pages, and the kernel's scanner then fills up 2 MiB areas that
+    // the allocator had given back: a step of 10 to 15 MiB, minutes after the start. They bring no
+    // speed here (ARCHITECTURE.md, "No huge pages").
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::warn!(%error, "huge pages stay on: memory may grow by what they round up");
     }

@@ -4,12 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
-use rowship_proto::row::{TableId, key_hash};
+use rowship_proto::row::TableId;
 
 use super::pending::RowKey;
 use super::state::{Node, PrimaryRole, count};
 use crate::apply::snapshots::Pin;
-use crate::apply::table::{Resident, RowId};
 use crate::edge::{Edge, offload};
 use crate::intake::execute::Keys;
 use crate::intake::key::{RowLimits, split_key};
@@ -132,21 +131,19 @@ impl<E: Edge> Node<E> {
                     }
                 },
             };
-            let row = RowKey { table, key: parts.key };
-            let hash = key_hash(seed, row.table, &row.key);
+            let row = RowKey::of(seed, table, parts.key);
             if reach == Reach::Cold {
                 // A plain read may need the table below images that are not committed.
                 let pending = |primary: &PrimaryRole<E>| {
                     primary.pending.borrow().plain(&row, committed, 0).is_some()
                 };
-                let id = RowId { hash, table: row.table, key: &row.key };
                 if self.primary().is_some_and(pending)
-                    || self.table.get_resident(id, at) != Resident::Cold
+                    || self.table.exists_resident(row.id(), at).is_some()
                 {
                     continue;
                 }
             }
-            wanted.push(Wanted { client_key: key.clone(), row, hash, value });
+            wanted.push(Wanted { client_key: key.clone(), row, value });
         }
         Ok(wanted)
     }
@@ -157,9 +154,8 @@ impl<E: Edge> Node<E> {
         let (table, bytes_max) = (self.table.clone(), self.reply_bytes_max());
         let read = offload(&self.reader, move || {
             let (mut rows, mut bytes) = (Vec::with_capacity(wanted.len()), 0);
-            for Wanted { client_key, row, hash, value } in wanted {
-                let id = RowId { hash, table: row.table, key: &row.key };
-                let mut image = table.get(id, at).map_err(|error| error.to_string())?;
+            for Wanted { client_key, row, value } in wanted {
+                let mut image = table.get(row.id(), at).map_err(|error| error.to_string())?;
                 if !value {
                     // Nobody looks into it.
                     image = image.map(|_| Bytes::new());
@@ -197,7 +193,6 @@ impl<E: Edge> Node<E> {
 struct Wanted {
     client_key: Bytes,
     row: RowKey,
-    hash: u64,
     /// Its value, not only whether it exists.
     value: bool,
 }

@@ -13,7 +13,7 @@
 //!
 //! - [`state`]: what agents share, and which one moves which position. [`signal`]: waiting.
 //! - Primary: [`client`], [`commands`], [`transaction`], [`aside`], [`scans`], [`rows`], [`fetch`],
-//!   [`pending`], [`appender`], [`greeting`], [`ship`], [`lent`], [`latency`].
+//!   [`pending`], [`existence`], [`appender`], [`greeting`], [`ship`], [`lent`], [`latency`].
 //! - Replica: [`receive`] (the link), [`join`] (handshake, cut), [`stream`] (frames).
 //! - Both: [`writer`], [`tip`], [`segments`], [`feed`], [`dictionary`], [`upkeep`] (periodic
 //!   work), [`retention`], [`status`].
@@ -30,6 +30,7 @@ pub mod aside;
 pub mod client;
 pub mod commands;
 pub mod dictionary;
+pub mod existence;
 pub mod feed;
 pub mod fetch;
 pub mod greeting;

@@ -9,7 +9,7 @@ use rowship_proto::sim;
 use super::NodeError;
 use super::settings::{Settings, TableKind};
 use super::start::{new_log_id, table_path};
-use crate::apply::lsm::{LsmSettings, LsmTable};
+use crate::apply::lsm::{LsmSettings, LsmTable, REPLAY_PART};
 use crate::apply::memory::MemoryTable;
 use crate::apply::publish::Mark;
 use crate::apply::table::{Table, TableError};
@@ -227,6 +227,7 @@ fn lsm_settings(settings: &Settings) -> LsmSettings {
     let node = &settings.node;
     LsmSettings {
         memtable_bytes: node.memtable_bytes,
+        replay_bytes: REPLAY_PART * node.memtable_bytes,
         cache_bytes: node.cache_bytes,
         table_bytes: node.memtable_bytes,
         ..LsmSettings::default()

@@ -8,19 +8,66 @@
 //! admission.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
-use rowship_proto::row::TableId;
+use rowship_proto::row::{TableId, key_hash};
+
+use crate::apply::table::RowId;
 
 /// A row's identity.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowKey {
+    /// [`rowship_proto::row::key_hash`] of both.
+    pub hash: u64,
     /// Its table.
     pub table: TableId,
     /// Its key in the table.
     pub key: Bytes,
 }
+
+impl RowKey {
+    /// The row of `key` in `table`, under the log's `seed`.
+    #[must_use]
+    pub fn of(seed: u64, table: TableId, key: Bytes) -> RowKey {
+        RowKey { hash: key_hash(seed, table, &key), table, key }
+    }
+
+    /// The same for the table.
+    #[must_use]
+    pub fn id(&self) -> RowId<'_> {
+        RowId { hash: self.hash, table: self.table, key: &self.key }
+    }
+}
+
+impl Hash for RowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// For maps whose keys bring a hash that is seeded from the log's id: no client can choose keys
+/// that collide, and hashing them once more would cost more than the look-up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GivenHash(u64);
+
+impl Hasher for GivenHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("such keys give their hash by write_u64");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// A map from keys that bring their hash.
+pub type GivenHashMap<K, V> = HashMap<K, V, BuildHasherDefault<GivenHash>>;
 
 /// One written image.
 #[derive(Clone, Debug)]
@@ -35,17 +82,22 @@ pub struct PendingImage {
 
 /// A write, in the order of the log.
 struct Written {
-    end: Lsn,
+    image: PendingImage,
     key: RowKey,
     /// By how many rows this write and all before it have changed the table.
     rows_sum: i64,
+    /// Number of the write of the same row before this one.
+    previous: Option<u64>,
 }
 
 /// All pending images of a primary.
 #[derive(Default)]
 pub struct Pending {
-    rows: HashMap<RowKey, VecDeque<PendingImage>>,
+    /// Number of the newest write of each row.
+    newest: GivenHashMap<RowKey, u64>,
     order: VecDeque<Written>,
+    /// Number of the first write in `order`: they are counted since the start.
+    first: u64,
     /// [`Written::rows_sum`] of the last one that was let go.
     rows_sum_gone: i64,
     pins: BTreeMap<Lsn, usize>,
@@ -55,10 +107,16 @@ pub struct Pending {
 impl Pending {
     /// Adds an image, which changes the number of rows by `rows_delta`; `end` never goes back.
     pub fn insert(&mut self, key: RowKey, image: PendingImage, rows_delta: i64) {
-        debug_assert!(self.order.back().is_none_or(|last| last.end <= image.end));
+        debug_assert!(self.order.back().is_none_or(|last| last.image.end <= image.end));
         let rows_sum = self.rows_sum() + rows_delta;
-        self.order.push_back(Written { end: image.end, key: key.clone(), rows_sum });
-        self.rows.entry(key).or_default().push_back(image);
+        let number = self.first + self.order.len() as u64;
+        let previous = self.newest.insert(key.clone(), number);
+        self.order.push_back(Written { image, key, rows_sum, previous });
+    }
+
+    fn written(&self, number: u64) -> Option<&Written> {
+        let at = number.checked_sub(self.first)?;
+        self.order.get(usize::try_from(at).ok()?)
     }
 
     fn rows_sum(&self) -> i64 {
@@ -68,22 +126,26 @@ impl Pending {
     /// Keys written above `at`, in order and with repetitions. `at` is not below `visible`, or
     /// pinned.
     pub fn keys_above(&self, at: Lsn) -> impl ExactSizeIterator<Item = &RowKey> {
-        let first = self.order.partition_point(|written| written.end <= at);
+        let first = self.order.partition_point(|written| written.image.end <= at);
         self.order.range(first..).map(|written| &written.key)
     }
 
     /// By how many rows the writes above `at` change the table, and the end of the last of them.
     #[must_use]
     pub fn rows_above(&self, at: Lsn) -> (i64, Lsn) {
-        let first = self.order.partition_point(|written| written.end <= at);
+        let first = self.order.partition_point(|written| written.image.end <= at);
         let before = first.checked_sub(1).map_or(self.rows_sum_gone, |at| self.order[at].rows_sum);
-        (self.rows_sum() - before, self.order.back().map_or(Lsn::ZERO, |last| last.end))
+        (self.rows_sum() - before, self.order.back().map_or(Lsn::ZERO, |last| last.image.end))
+    }
+
+    fn newest(&self, key: &RowKey) -> Option<&Written> {
+        self.written(*self.newest.get(key)?)
     }
 
     /// The newest image of `key`.
     #[must_use]
     pub fn latest(&self, key: &RowKey) -> Option<&PendingImage> {
-        self.rows.get(key)?.back()
+        self.newest(key).map(|written| &written.image)
     }
 
     /// The newest image of `key` that is committed, or written by `connection` itself, or found in
@@ -94,7 +156,8 @@ impl Pending {
         let mine = |image: &&PendingImage| {
             image.end <= committed || [0, connection].contains(&image.connection)
         };
-        self.rows.get(key)?.iter().rev().find(mine)
+        let older = |written: &&Written| written.previous.and_then(|number| self.written(number));
+        std::iter::successors(self.newest(key), older).map(|written| &written.image).find(mine)
     }
 
     /// Images held.
@@ -138,15 +201,13 @@ impl Pending {
     fn collect(&mut self) {
         let pinned = self.pins.keys().next().copied().unwrap_or(Lsn(u64::MAX));
         let floor = self.visible.min(pinned);
-        while self.order.front().is_some_and(|written| written.end <= floor) {
+        while self.order.front().is_some_and(|written| written.image.end <= floor) {
             let written = self.order.pop_front().expect("just seen");
             self.rows_sum_gone = written.rows_sum;
-            if let Some(images) = self.rows.get_mut(&written.key) {
-                images.pop_front();
-                if images.is_empty() {
-                    self.rows.remove(&written.key);
-                }
+            if self.newest.get(&written.key) == Some(&self.first) {
+                self.newest.remove(&written.key);
             }
+            self.first += 1;
         }
     }
 }
@@ -156,7 +217,9 @@ mod tests {
     use super::*;
 
     fn key(text: &'static str) -> RowKey {
-        RowKey { table: TableId(1), key: Bytes::from_static(text.as_bytes()) }
+        // Different keys of one hash are different rows.
+        let hash = text.len() as u64;
+        RowKey { hash, table: TableId(1), key: Bytes::from_static(text.as_bytes()) }
     }
 
     fn image(end: u64, connection: u64, text: &'static str) -> PendingImage {

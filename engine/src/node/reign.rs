@@ -19,6 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::NodeError;
 use super::appender::{Appender, Moment};
+use super::existence::Existence;
 use super::greeting::Greeting;
 use super::latency::Stamps;
 use super::lent::Lent;
@@ -78,6 +79,10 @@ pub fn role<E: Edge>(
         machine: RefCell::new(machine),
         appender: RefCell::new(appender),
         pending: RefCell::new(Pending::default()),
+        existence: RefCell::new(Existence::new(
+            settings.node.cache_bytes / EXISTENCE_PART,
+            state.log_id.seed(),
+        )),
         clock: RefCell::new(Clock::restore(log.clock)),
         stamps: RefCell::new(Stamps::default()),
         lent: Lent::new((settings.node.frame_buffers / LENT_PART).max(1)),
@@ -173,7 +178,7 @@ impl<E: Edge> Node<E> {
                 let header = FrameHeader::parse(frame, seed, body_max).map_err(damaged)?;
                 let body = &frame[FRAME_HEADER_BYTES..][..header.stored_len as usize];
                 if header.kind() == Some(FrameKind::Rows) {
-                    restore_frame(&mut pending, body, lsn).map_err(damaged)?;
+                    restore_frame(&mut pending, body, lsn, seed).map_err(damaged)?;
                 }
                 offset += header.frame_bytes();
             }
@@ -185,6 +190,8 @@ impl<E: Edge> Node<E> {
 
 /// Bytes of log read at once while pending images are restored.
 const RESTORE_BYTES: usize = 4 << 20;
+/// Beside the cache for blocks, so small a part of it remembers which rows exist.
+const EXISTENCE_PART: u64 = 4;
 /// One in so many frame buffers may be with senders: the rest is for writing and applying.
 const LENT_PART: usize = 2;
 
@@ -192,6 +199,7 @@ fn restore_frame(
     pending: &mut Pending,
     body: &[u8],
     lsn: Lsn,
+    seed: u64,
 ) -> Result<(), rowship_proto::frame::FrameError> {
     let body_lsn = lsn.plus(FRAME_HEADER_BYTES as u64);
     for transaction in transactions(body, body_lsn) {
@@ -199,7 +207,7 @@ fn restore_frame(
         let end = transaction.end();
         for row in transaction.rows() {
             let row = row?;
-            let key = RowKey { table: row.table, key: Bytes::copy_from_slice(row.key) };
+            let key = RowKey::of(seed, row.table, Bytes::copy_from_slice(row.key));
             let image = match row.operation {
                 Operation::Put => Some(Bytes::copy_from_slice(row.value)),
                 Operation::Delete => None,

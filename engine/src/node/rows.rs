@@ -1,7 +1,8 @@
 //! One transaction's view of the rows: what it read, what it writes, and what its reply must
 //! wait for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
@@ -11,13 +12,15 @@ use rowship_proto::row::{
     row_bytes,
 };
 use rowship_proto::sim::{Bug, planted};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::appender::definitions_fit;
 use super::fetch::Fetched;
-use super::pending::{PendingImage, RowKey};
+use super::pending::{GivenHashMap, PendingImage, RowKey};
 use super::state::{Node, PrimaryRole};
+use super::transaction::read_only;
 use crate::apply::snapshots::Pin;
-use crate::apply::table::{Resident, RowId};
+use crate::apply::table::Resident;
 use crate::edge::Edge;
 use crate::intake::execute::{Rows, View};
 use crate::intake::key::{RowLimits, split_key};
@@ -36,7 +39,9 @@ pub struct TransactionRows<'a, E: Edge> {
     /// How many rows the table has there.
     rows_at: u64,
     writes: Vec<Write>,
-    by_key: HashMap<Bytes, usize>,
+    by_key: ByKey,
+    /// Of the log: hashes of keys are seeded with it.
+    seed: u64,
     /// A write failed: none of them may be appended.
     void: Option<Reply>,
     /// Plain reads show what was committed here.
@@ -50,7 +55,11 @@ pub struct TransactionRows<'a, E: Edge> {
 }
 
 struct Write {
+    /// The client's key.
+    client_key: Bytes,
     table: Option<Bytes>,
+    /// `None`: its table does not exist yet.
+    row: Option<RowKey>,
     key: Bytes,
     image: Option<Bytes>,
     existed: Existed,
@@ -62,6 +71,51 @@ impl Write {
             Some(_) => Operation::Put,
             None => Operation::Delete,
         }
+    }
+}
+
+/// Places of writes by the client's key. Most transactions write a few rows, which are compared
+/// one by one; the map is for the others.
+#[derive(Default)]
+struct ByKey(GivenHashMap<HashedKey, usize>);
+
+/// Writes up to which none are in the map.
+const COMPARED_MAX: usize = 4;
+
+#[derive(PartialEq, Eq)]
+struct HashedKey {
+    hash: u64,
+    key: Bytes,
+}
+
+impl Hash for HashedKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl HashedKey {
+    fn new(seed: u64, key: &Bytes) -> HashedKey {
+        HashedKey { hash: xxh3_64_with_seed(key, seed), key: key.clone() }
+    }
+}
+
+impl ByKey {
+    fn get(&self, seed: u64, key: &Bytes, writes: &[Write]) -> Option<usize> {
+        if self.0.is_empty() {
+            return writes.iter().position(|write| write.client_key == *key);
+        }
+        self.0.get(&HashedKey::new(seed, key)).copied()
+    }
+
+    /// The last of `writes` is new.
+    fn added(&mut self, seed: u64, writes: &[Write]) {
+        if writes.len() <= COMPARED_MAX {
+            return;
+        }
+        let known = if self.0.is_empty() { 0 } else { writes.len() - 1 };
+        let new = writes.iter().enumerate().skip(known);
+        self.0.extend(new.map(|(at, write)| (HashedKey::new(seed, &write.client_key), at)));
     }
 }
 
@@ -108,6 +162,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             rows_at: mark.rows,
             writes,
             by_key,
+            seed: node.log_id.get().seed(),
             void,
             committed,
             cold,
@@ -131,24 +186,44 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             None => Some(TableId::NO_PREFIX),
             Some(name) => self.node.dictionary.borrow().id(name),
         };
-        Ok(table.map(|table| RowKey { table, key: parts.key }))
+        Ok(table.map(|table| RowKey::of(self.seed, table, parts.key)))
+    }
+
+    fn own(&self, key: &Bytes) -> Option<usize> {
+        self.by_key.get(self.seed, key, &self.writes)
     }
 
     fn stored(&mut self, client_key: &Bytes, row: &RowKey) -> Result<Option<Bytes>, Reply> {
         if let Some(image) = self.fetched.rows.get(client_key) {
             return Ok(image.clone());
         }
-        let seed = self.node.log_id.get().seed();
-        let hash = key_hash(seed, row.table, &row.key);
-        let id = RowId { hash, table: row.table, key: &row.key };
+        let id = row.id();
         match self.node.table.get_resident(id, self.at) {
             Resident::Found(image) => Ok(image),
-            // The keys of a command are fetched before it runs, so this is a race with a flush.
-            Resident::Cold => {
-                self.cold = true;
-                Err(Reply::error("ERR a row went to disk while the command waited"))
-            }
+            Resident::Cold => Err(self.is_cold()),
         }
+    }
+
+    /// The row must be fetched, or was and a flush has moved it since.
+    fn is_cold(&mut self) -> Reply {
+        self.cold = true;
+        Reply::error("ERR a row went to disk while the command waited")
+    }
+
+    /// Whether the row exists, pending writes included.
+    fn exists(&mut self, client_key: &Bytes, row: &RowKey) -> Result<bool, Reply> {
+        let Some(primary) = self.node.primary() else { return Err(read_only(self.node)) };
+        if let Some(exists) = primary.existence.borrow().get(row) {
+            return Ok(exists);
+        }
+        let pending = primary.pending.borrow().latest(row).map(|latest| latest.image.is_some());
+        let fetched = || self.fetched.rows.get(client_key).map(Option::is_some);
+        let resident = || self.node.table.exists_resident(row.id(), self.at);
+        let Some(exists) = pending.or_else(fetched).or_else(resident) else {
+            return Err(self.is_cold());
+        };
+        primary.existence.borrow_mut().put(row, exists);
+        Ok(exists)
     }
 
     /// How many rows there are, with everything pending and what this transaction has written.
@@ -173,7 +248,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         from: u64,
         to: Option<u64>,
     ) -> Result<BTreeMap<Bytes, Option<Bytes>>, Reply> {
-        let seed = self.node.log_id.get().seed();
+        let seed = self.seed;
         let dictionary = self.node.dictionary.borrow();
         let within = |table: TableId, key: &[u8]| {
             let hash = key_hash(seed, table, key);
@@ -199,8 +274,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             }
             self.saw = self.saw.max(pending.rows_above(self.at).1);
         }
-        for (client_key, &at) in &self.by_key {
-            let Write { table, key, image, .. } = &self.writes[at];
+        for Write { client_key, table, key, image, .. } in &self.writes {
             let table = table.as_ref().map_or(Some(TableId::NO_PREFIX), |name| dictionary.id(name));
             // A table that this transaction begins has no place in the order yet: such a row is
             // shown now, and perhaps once more later.
@@ -212,7 +286,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
     }
 
     /// Appends what was written; admission was asked for just before.
-    pub fn append(self, primary: &PrimaryRole<E>) -> Written {
+    pub fn append(mut self, primary: &PrimaryRole<E>) -> Written {
         if let Some(reply) = self.void {
             return Written::Refused(reply);
         }
@@ -231,37 +305,45 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         if let Err(reply) = self.define_tables(primary) {
             return Written::Refused(reply);
         }
-        let seed = self.node.log_id.get().seed();
-        let dictionary = self.node.dictionary.borrow();
-        let table_of = |write: &Write| match &write.table {
-            None => TableId::NO_PREFIX,
-            Some(name) => dictionary.id(name).expect("defined just before"),
-        };
-        let tables: Vec<TableId> = self.writes.iter().map(table_of).collect();
-        drop(dictionary);
-        let rows: Vec<RowWrite<'_>> = self
-            .writes
+        let writes = self.with_rows();
+        let rows: Vec<RowWrite<'_>> = writes
             .iter()
-            .zip(&tables)
-            .map(|(write, &table)| RowWrite {
-                key_hash: key_hash(seed, table, &write.key),
-                table,
+            .map(|(row, write)| RowWrite {
+                key_hash: row.hash,
+                table: row.table,
                 operation: write.operation(),
                 existed: write.existed,
-                key: &write.key,
+                key: &row.key,
                 value: write.image.as_deref().unwrap_or_default(),
             })
             .collect();
         let end = self.node.append(primary, &rows);
+        drop(rows);
         let mut pending = primary.pending.borrow_mut();
-        for (write, table) in self.writes.into_iter().zip(tables) {
+        let mut existence = primary.existence.borrow_mut();
+        for (row, write) in writes {
+            existence.put(&row, write.image.is_some());
             let rows_delta = write.operation().rows_delta(write.existed);
             let image = PendingImage { end, connection: self.connection, image: write.image };
             // A copy: the client's buffer must not live as long as the pending image.
-            let key = RowKey { table, key: Bytes::copy_from_slice(&write.key) };
+            let key = RowKey { key: Bytes::copy_from_slice(&row.key), ..row };
             pending.insert(key, image, rows_delta);
         }
         Written::To(end)
+    }
+
+    /// The writes with their rows: all tables are defined.
+    fn with_rows(&mut self) -> Vec<(RowKey, Write)> {
+        let dictionary = self.node.dictionary.borrow();
+        let with_row = |mut write: Write| {
+            let row = write.row.take().unwrap_or_else(|| {
+                let name = write.table.as_ref().expect("rows without a prefix have a table");
+                let table = dictionary.id(name).expect("defined just before");
+                RowKey::of(self.seed, table, write.key.clone())
+            });
+            (row, write)
+        };
+        std::mem::take(&mut self.writes).into_iter().map(with_row).collect()
     }
 
     fn transaction_bytes(&self) -> usize {
@@ -309,7 +391,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
 impl<E: Edge> Rows for TransactionRows<'_, E> {
     fn read(&mut self, key: &Bytes, view: View) -> Result<Option<Bytes>, Reply> {
-        if let Some(&at) = self.by_key.get(key) {
+        if let Some(at) = self.own(key) {
             return Ok(self.writes[at].image.clone());
         }
         let Some(row) = self.row_key(key)? else { return Ok(None) };
@@ -336,23 +418,26 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
         debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
         let image = image.map(Bytes::from);
         // Of several writes of one transaction to one key only the last matters to anybody.
-        if let Some(&at) = self.by_key.get(key) {
+        if let Some(at) = self.own(key) {
             self.writes[at].image = image;
             return Ok(());
         }
-        let (saw, saw_own) = (self.saw, self.saw_own);
-        let existed = match self.read(key, View::Latest) {
-            Ok(Some(_)) => Existed::Yes,
-            Ok(None) => Existed::No,
+        let table = match &parts.table {
+            None => Some(TableId::NO_PREFIX),
+            Some(name) => self.node.dictionary.borrow().id(name),
+        };
+        let row = table.map(|table| RowKey::of(self.seed, table, parts.key.clone()));
+        let existed = match row.as_ref().map_or(Ok(false), |row| self.exists(key, row)) {
+            Ok(true) => Existed::Yes,
+            Ok(false) => Existed::No,
             Err(reply) => {
                 self.void.get_or_insert(reply.clone());
                 return Err(reply);
             }
         };
-        // Looking whether the row existed is not something that the client sees.
-        (self.saw, self.saw_own) = (saw, saw_own);
-        self.by_key.insert(key.clone(), self.writes.len());
-        self.writes.push(Write { table: parts.table, key: parts.key, image, existed });
+        let (client_key, table, key) = (key.clone(), parts.table, parts.key);
+        self.writes.push(Write { client_key, table, row, key, image, existed });
+        self.by_key.added(self.seed, &self.writes);
         Ok(())
     }
 

@@ -81,7 +81,8 @@ pub struct NodeSettings {
     pub lanes: usize,
     /// Size at which a memtable is flushed.
     pub memtable_bytes: u64,
-    /// Cache for blocks of the on-disk table.
+    /// Cache for blocks of the on-disk table. A primary takes a quarter as much again to remember
+    /// which rows exist.
     pub cache_bytes: u64,
     /// Bytes in flight to one replica: sent and not acknowledged as received.
     pub send_window_bytes: u64,

@@ -20,6 +20,7 @@ use super::NodeError;
 use super::appender::Appender;
 use super::client::Client;
 use super::dictionary::Dictionary;
+use super::existence::Existence;
 use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
@@ -131,6 +132,8 @@ pub struct PrimaryRole<E: Edge> {
     pub appender: RefCell<Appender>,
     /// Written and not yet in the table.
     pub pending: RefCell<Pending>,
+    /// Which rows exist.
+    pub existence: RefCell<Existence>,
     /// Clock of transactions.
     pub clock: RefCell<Clock>,
     /// Seal times.

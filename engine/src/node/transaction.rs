@@ -42,6 +42,12 @@ impl Transaction<'_> {
         self.commands.iter().filter_map(Queued::data)
     }
 
+    fn keys(&self) -> Keys {
+        let mut keys = Keys::of(self.data());
+        keys.values.extend(self.watched.iter().map(|(key, _)| key.clone()));
+        keys
+    }
+
     /// The whole of it is refused; EXEC says so in Redis's words.
     fn refused(&self, reply: Reply) -> Reply {
         match reply {
@@ -74,20 +80,23 @@ pub async fn run<E: Edge>(
     {
         return pieces::run(node, client, &pieces).await;
     }
-    let mut keys = Keys::of(this.data());
-    keys.values.extend(this.watched.iter().map(|(key, _)| key.clone()));
-    if keys.len() > TRANSACTION_KEYS_MAX {
+    let keys =
+        this.watched.len() + this.data().map(|command| command.keys().count()).sum::<usize>();
+    if keys > TRANSACTION_KEYS_MAX {
         let text = format!(
-            "ERR transaction of {} keys; at most {TRANSACTION_KEYS_MAX} run in one go: split it",
-            keys.len()
+            "ERR transaction of {keys} keys; at most {TRANSACTION_KEYS_MAX} run in one go: split it"
         );
         return (this.refused(Reply::error(text)), Needs::default());
     }
-    let mut reach = if aside::has_scans(commands) { Reach::All } else { Reach::Cold };
+    // Mostly all rows are in memory: so it is tried without asking for each of them first.
+    let mut reach = aside::has_scans(commands).then_some(Reach::All);
     loop {
-        let fetched = match node.fetch(&keys, &client.limits, reach).await {
-            Ok(fetched) => fetched,
-            Err(reply) => return (this.refused(reply), Needs::default()),
+        let fetched = match reach {
+            None => Fetched::default(),
+            Some(reach) => match node.fetch(&this.keys(), &client.limits, reach).await {
+                Ok(fetched) => fetched,
+                Err(reply) => return (this.refused(reply), Needs::default()),
+            },
         };
         let mut aside = Aside::bring(node, commands, &fetched).await;
         let admitted = match (writes, node.primary()) {
@@ -109,7 +118,8 @@ pub async fn run<E: Edge>(
         node.release(fetched);
         match outcome {
             Some(done) => return done,
-            None => reach = Reach::All,
+            None if reach.is_none() => reach = Some(Reach::Cold),
+            None => reach = Some(Reach::All),
         }
     }
 }

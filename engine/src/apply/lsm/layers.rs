@@ -7,13 +7,15 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::Bytes;
 use lsm_tree::table::filter::standard_bloom::Builder as FilterBuilder;
-use lsm_tree::{AbstractTree, AnyTree, InternalValue, Memtable, Slice, Table as DiskTable};
+use lsm_tree::{AbstractTree, AnyTree, Slice, Table as DiskTable};
 use rowship_proto::Lsn;
+use rowship_proto::row::Row;
 
 use super::super::publish::Mark;
+use super::super::snapshots::Keep;
 use super::super::table::TableStatus;
+use super::memtable::Memtable;
 use super::versions;
 
 /// All places where a version can be, newest first.
@@ -22,7 +24,8 @@ pub struct Layers {
     /// Newest first, each with what is known to be complete when it and all older ones are on disk.
     sealed: VecDeque<(Arc<Memtable>, Mark)>,
     runs: Runs,
-    memtables_made: u64,
+    /// At which a memtable is sealed.
+    memtable_bytes: u64,
 }
 
 /// The files of one set, as runs of files that do not overlap; newest run first.
@@ -33,15 +36,16 @@ pub struct Runs {
 }
 
 impl Layers {
-    pub fn new(runs: Runs) -> Layers {
-        let (active, sealed) = (Arc::new(Memtable::new(0)), VecDeque::new());
-        Layers { active, sealed, runs, memtables_made: 1 }
+    pub fn new(runs: Runs, memtable_bytes: u64) -> Layers {
+        let (active, sealed) = (Arc::new(Memtable::new(memtable_bytes)), VecDeque::new());
+        Layers { active, sealed, runs, memtable_bytes }
     }
 
-    fn in_memtables(&self, key: &[u8], at: Lsn) -> Option<Slice> {
+    /// What `read` makes of the newest version in memory.
+    fn in_memtables<R>(&self, key: &[u8], at: Lsn, read: impl Fn(&[u8]) -> R) -> Option<R> {
         // Rows of one key come from one lane in log order: a newer memtable has the newer version.
-        let memtables = std::iter::once(&self.active).chain(self.sealed.iter().map(|(m, _)| m));
-        memtables.flat_map(|memtable| memtable.get(key, at.0)).next().map(|entry| entry.value)
+        let mut memtables = std::iter::once(&self.active).chain(self.sealed.iter().map(|(m, _)| m));
+        memtables.find_map(|memtable| memtable.get(key, at, &read))
     }
 
     fn candidates<'a>(&'a self, key: &'a [u8]) -> impl Iterator<Item = &'a DiskTable> {
@@ -68,28 +72,32 @@ impl Layered {
         Layered(RwLock::new(layers))
     }
 
-    /// Moves `entries` into the active memtable.
-    pub fn insert(&self, entries: &mut Vec<InternalValue>) {
+    /// Inserts `rows` into the active memtable; of its versions, those may go that `keep` does not
+    /// need.
+    pub fn insert(&self, rows: &[Row<'_>], keep: &Keep) {
         let layers = self.read();
-        for entry in entries.drain(..) {
-            layers.active.insert(entry);
-        }
+        rows.iter().for_each(|row| versions::insert(row, &layers.active, keep));
     }
 
     pub fn look(&self, key: &[u8], at: Lsn) -> Look {
         let layers = self.read();
-        match layers.in_memtables(key, at) {
+        match layers.in_memtables(key, at, |value| Slice::from(value)) {
             Some(value) => Look::Version(value),
             None => Look::Candidates(layers.candidates(key).cloned().collect()),
         }
     }
 
-    /// `None`: only the disk can tell.
+    /// What `read` makes of the newest version; `None`: only the disk can tell.
     #[expect(clippy::option_option, reason = "known or not, and then there or not")]
-    pub fn look_resident(&self, key: &[u8], at: Lsn) -> Option<Option<Bytes>> {
+    pub fn look_resident<R>(
+        &self,
+        key: &[u8],
+        at: Lsn,
+        read: impl Fn(&[u8]) -> Option<R>,
+    ) -> Option<Option<R>> {
         let layers = self.read();
-        if let Some(value) = layers.in_memtables(key, at) {
-            return versions::image(&value).ok();
+        if let Some(found) = layers.in_memtables(key, at, read) {
+            return found.map(Some);
         }
         let filter_hash = filter_hash(key);
         // No clones of files leave this lock: whoever drops the last one removes it from the disk.
@@ -120,8 +128,15 @@ impl Layered {
         sealed_max: usize,
         promise: impl FnOnce() -> Mark,
     ) -> bool {
+        // Made before the lock is taken: it is an array of some size.
+        let layers = self.read();
+        if layers.active.bytes() < bytes_min {
+            return true;
+        }
+        let fresh = Arc::new(Memtable::new(layers.memtable_bytes));
+        drop(layers);
         let mut layers = self.write();
-        if layers.active.size() < bytes_min {
+        if layers.active.bytes() < bytes_min {
             return true;
         }
         if layers.sealed.len() >= sealed_max {
@@ -130,8 +145,6 @@ impl Layered {
         // Rows below the mark were inserted before it was published, and published before now: so
         // they are in this memtable or an older one.
         let mark = promise();
-        let fresh = Arc::new(Memtable::new(layers.memtables_made));
-        layers.memtables_made += 1;
         let full = std::mem::replace(&mut layers.active, fresh);
         layers.sealed.push_front((full, mark));
         true
@@ -155,7 +168,7 @@ impl Layered {
     }
 
     pub fn active_bytes(&self) -> u64 {
-        self.read().active.size()
+        self.read().active.bytes()
     }
 
     pub fn sealed(&self) -> usize {
@@ -168,11 +181,11 @@ impl Layered {
 
     pub fn status(&self) -> TableStatus {
         let layers = self.read();
-        let sealed_bytes = layers.sealed.iter().map(|(memtable, _)| memtable.size()).sum::<u64>();
+        let sealed_bytes = layers.sealed.iter().map(|(memtable, _)| memtable.bytes()).sum::<u64>();
         let tables = || layers.runs.runs.iter().flatten();
         TableStatus {
             sealed_memtables: layers.sealed.len(),
-            memtable_bytes: layers.active.size() + sealed_bytes,
+            memtable_bytes: layers.active.bytes() + sealed_bytes,
             disk_bytes: tables().map(|table| table.metadata.file_size).sum(),
             disk_tables: tables().count(),
             first_level_runs: layers.runs.first_level_runs,

@@ -3,10 +3,11 @@
 //! The crate `lsm-tree` gives the sorted files, their manifest, the merge and the compaction
 //! strategy. Three things around it are ours, each for a reason found in its source (3.1.10):
 //!
-//! - **Memtables** (`layers`). The crate holds its version lock through the fsyncs of every new
-//!   manifest, and its inserts and reads take that lock. Lanes and the ring thread must not wait
-//!   for a disk, so memtables and the list of files live behind a lock of ours that is held for
-//!   microseconds. The crate's own memtable stays empty.
+//! - **Memtables** (`layers`, `memtable`). The crate holds its version lock through the fsyncs of
+//!   every new manifest, and its inserts and reads take that lock. Lanes and the ring thread must
+//!   not wait for a disk, so memtables and the list of files live behind a lock of ours that is
+//!   held for microseconds. Keys begin with a hash, which a skip list makes no use of: the
+//!   memtables are ours as well, and the crate's own stays empty.
 //! - **Collection of old versions** (`versions`). The crate drops a version as soon as it lies
 //!   below its threshold and has any newer one, also when that newer one lies above the threshold:
 //!   a reader *at* the threshold loses the row. We give it a threshold of 1 (drops nothing) and
@@ -24,6 +25,7 @@
 
 mod files;
 mod layers;
+mod memtable;
 mod scan;
 mod versions;
 
@@ -50,6 +52,9 @@ pub use files::Rebuilt;
 pub struct LsmSettings {
     /// Bytes of rows and overhead at which a memtable is sealed.
     pub memtable_bytes: u64,
+    /// Bytes of log after which a memtable is sealed although it is not full: rows that are written
+    /// over and over fill none, and a restart replays what is not on disk.
+    pub replay_bytes: u64,
     /// Sealed memtables that may wait for their flush. Memory is bounded by one more than this,
     /// times `memtable_bytes`, plus the windows in flight. Beyond it the feeder waits.
     pub sealed_memtables_max: usize,
@@ -65,6 +70,7 @@ impl Default for LsmSettings {
     fn default() -> LsmSettings {
         LsmSettings {
             memtable_bytes: 64 << 20,
+            replay_bytes: REPLAY_PART * (64 << 20),
             sealed_memtables_max: 4,
             cache_bytes: 64 << 20,
             table_bytes: 64 << 20,
@@ -79,6 +85,7 @@ impl LsmSettings {
     pub fn tiny() -> LsmSettings {
         LsmSettings {
             memtable_bytes: 4 << 10,
+            replay_bytes: REPLAY_PART * (4 << 10),
             sealed_memtables_max: 2,
             cache_bytes: 64 << 10,
             table_bytes: 4 << 10,
@@ -86,6 +93,9 @@ impl LsmSettings {
         }
     }
 }
+
+/// Bytes of log per byte of a memtable: see [`LsmSettings::replay_bytes`].
+pub const REPLAY_PART: u64 = 8;
 
 /// Runs in the first level beyond which flushes wait for compaction. The crate's manifest counts
 /// them in eight bits, unchecked, and every run is one more place to look for a row.
@@ -103,6 +113,8 @@ pub struct LsmTable {
     files: Files,
     settings: LsmSettings,
     set_numbers: SequenceNumberCounter,
+    /// Where the active memtable began.
+    sealed_at: AtomicU64,
     /// Highest durable position returned so far.
     durable: AtomicU64,
     /// One flush and one compaction at a time; the two may overlap.
@@ -165,7 +177,7 @@ impl LsmTable {
             other => other?,
         };
         let durable = place.durable(durable);
-        let layers = Layered::new(Layers::new(layers::runs_of(&tree)));
+        let layers = Layered::new(Layers::new(layers::runs_of(&tree), settings.memtable_bytes));
         let (files, rebuilt) = place.finish()?;
         let table = LsmTable {
             tree,
@@ -174,6 +186,7 @@ impl LsmTable {
             files,
             settings,
             set_numbers,
+            sealed_at: AtomicU64::new(durable.lsn.0),
             durable: AtomicU64::new(durable.lsn.0),
             flushing: Mutex::default(),
             compacting: Mutex::default(),
@@ -207,7 +220,11 @@ impl LsmTable {
     /// Seals the active memtable when it holds at least `bytes_min`.
     fn rotate(&self, bytes_min: u64) -> bool {
         let max = self.settings.sealed_memtables_max;
-        self.layers.rotate(bytes_min, max, || self.snapshots.promise())
+        self.layers.rotate(bytes_min, max, || {
+            let mark = self.snapshots.promise();
+            self.sealed_at.fetch_max(mark.lsn.0, Ordering::Relaxed);
+            mark
+        })
     }
 
     /// With nothing in memory, all that is published is on disk.
@@ -242,11 +259,9 @@ impl Table for LsmTable {
         // Under the lock only a few rows are inserted at a time: whoever swaps layers waits for
         // them, and whoever comes after waits for the swap.
         const ROWS_UNDER_LOCK: usize = 16;
-        let mut entries = Vec::with_capacity(ROWS_UNDER_LOCK);
-        for chunk in rows.chunks(ROWS_UNDER_LOCK) {
-            entries.extend(chunk.iter().map(versions::entry));
-            self.layers.insert(&mut entries);
-        }
+        // Versions that nobody can need any more are replaced where they lie.
+        let keep = self.snapshots.keep();
+        rows.chunks(ROWS_UNDER_LOCK).for_each(|some| self.layers.insert(some, &keep));
         Ok(())
     }
 
@@ -254,6 +269,10 @@ impl Table for LsmTable {
         self.snapshots.publish(mark);
         if self.layers.active_bytes() >= self.settings.memtable_bytes {
             self.rotate(self.settings.memtable_bytes);
+        } else if mark.lsn.since(Lsn(self.sealed_at.load(Ordering::Relaxed)))
+            >= self.settings.replay_bytes
+        {
+            self.rotate(1);
         }
     }
 
@@ -270,11 +289,18 @@ impl Table for LsmTable {
     }
 
     fn get_resident(&self, row: RowId<'_>, at: Lsn) -> Resident {
-        let found = self.layers.look_resident(&row.storage_key(), at);
+        let image = |value: &[u8]| versions::image(value).ok();
+        let found = row.with_storage_key(|key| self.layers.look_resident(key, at, image));
         match (found, self.snapshots.check(at)) {
-            (Some(image), Ok(())) => Resident::Found(image),
+            (Some(image), Ok(())) => Resident::Found(image.flatten()),
             _ => Resident::Cold,
         }
+    }
+
+    fn exists_resident(&self, row: RowId<'_>, at: Lsn) -> Option<bool> {
+        let exists = |value: &[u8]| versions::parse(value).ok().map(|(_, image)| image.is_some());
+        let found = row.with_storage_key(|key| self.layers.look_resident(key, at, exists))?;
+        self.snapshots.check(at).ok().map(|()| found.unwrap_or(false))
     }
 
     fn scan(&self, at: Lsn, from_hash: u64, limits: ScanLimits) -> Result<ScanPage, TableError> {

@@ -1,12 +1,12 @@
 //! One page of a scan: memtables and files merged.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
-use lsm_tree::{AbstractTree, AnyTree, Guard, InternalValue, Memtable, SeqNo, Slice, ValueType};
+use lsm_tree::{AbstractTree, AnyTree, Guard, Slice};
 use rowship_proto::Lsn;
 
 use super::super::table::{PageBuilder, RowId, ScanLimits, ScanPage};
+use super::memtable::Memtable;
 use super::versions;
 
 type Entry = (Slice, Slice);
@@ -23,7 +23,7 @@ pub fn page(
     let from = from_hash.to_be_bytes();
     let mut sources: Vec<Source<'_>> = memtables
         .iter()
-        .map(|memtable| Box::new(newest_in_memtable(memtable, from, at)) as Source<'_>)
+        .map(|memtable| Box::new(memtable.newest_from(&from, at).map(Ok)) as Source<'_>)
         .collect();
     let files = tree.range(from.as_slice().., at.0, None);
     sources.push(Box::new(files.map(|entry| entry.into_inner())));
@@ -37,25 +37,6 @@ pub fn page(
         }
     }
     Ok(builder.finish())
-}
-
-/// The newest version below `at` of each key.
-fn newest_in_memtable(
-    memtable: &Memtable,
-    from: [u8; 8],
-    at: Lsn,
-) -> impl Iterator<Item = lsm_tree::Result<Entry>> + '_ {
-    // Sorts before every version of every key with that hash.
-    let first = InternalValue::from_components(from, [], SeqNo::MAX, ValueType::Value).key;
-    let mut previous: Option<Slice> = None;
-    memtable.items.range((Bound::Included(first), Bound::Unbounded)).filter_map(move |entry| {
-        let key = entry.key();
-        if key.seqno >= at.0 || previous.as_ref() == Some(&key.user_key) {
-            return None;
-        }
-        previous = Some(key.user_key.clone());
-        Some(Ok((key.user_key.clone(), entry.value().clone())))
-    })
 }
 
 /// Merges sources of ascending keys; of several versions of a key, the newest.

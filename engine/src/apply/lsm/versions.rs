@@ -8,37 +8,32 @@
 //! (LSNs are multiples of eight, so bit 0 is free). Deletes are entries like others: the crate
 //! hides its own tombstones from the filter, and drops them by a rule that is not ours.
 
-use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lsm_tree::Slice;
 use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, Factory, ItemAccessor, Verdict};
-use lsm_tree::{InternalValue, Memtable, Slice, ValueType};
 use rowship_proto::Lsn;
 use rowship_proto::row::{Operation, Row};
 
 use super::super::snapshots::{Collector, Keep, Snapshots};
-use super::super::table::{RowId, STORAGE_PREFIX_BYTES};
+use super::super::table::RowId;
+use super::memtable::Memtable;
 
 const HEADER_BYTES: usize = 8;
 const DELETE_BIT: u64 = 1;
 
-/// The entry of a row.
-pub fn entry(row: &Row<'_>) -> InternalValue {
-    debug_assert!(row.lsn.0.is_multiple_of(8));
-    let delete = if row.operation == Operation::Delete { DELETE_BIT } else { 0 };
-    let header = (row.lsn.0 | delete).to_le_bytes();
+/// Puts a row into a memtable.
+pub fn insert(row: &Row<'_>, memtable: &Memtable, keep: &Keep) {
     let prefix = RowId::from(row).storage_prefix();
-    let key = join(&prefix, row.key, STORAGE_PREFIX_BYTES);
-    let value = join(&header, row.value, HEADER_BYTES);
-    InternalValue::from_components(key, value, row.lsn.0, ValueType::Value)
+    memtable.insert((&prefix, row.key), row.lsn, (&header(row), row.value), keep);
 }
 
-/// Both in one allocation: the crate has no safe way that is more direct.
-fn join(front: &[u8], back: &[u8], front_bytes: usize) -> Slice {
-    let mut parts = front.chain(back);
-    Slice::from_reader(&mut parts, front_bytes + back.len()).expect("memory is as long as it says")
+fn header(row: &Row<'_>) -> [u8; HEADER_BYTES] {
+    debug_assert!(row.lsn.0.is_multiple_of(8));
+    let delete = if row.operation == Operation::Delete { DELETE_BIT } else { 0 };
+    (row.lsn.0 | delete).to_le_bytes()
 }
 
 /// Version and image of a stored value; the image is `None` for a delete.
@@ -62,10 +57,10 @@ pub fn image(value: &[u8]) -> lsm_tree::Result<Option<Bytes>> {
 pub fn staying(
     memtable: &Memtable,
     keep: Keep,
-) -> impl Iterator<Item = lsm_tree::Result<InternalValue>> + '_ {
+) -> impl Iterator<Item = lsm_tree::Result<lsm_tree::InternalValue>> + '_ {
     // Never the bottom: deletes must go on hiding what is in older files.
     let mut collector = Collector::new(keep, false);
-    memtable.iter().filter_map(move |entry| {
+    memtable.versions().filter_map(move |entry| {
         let stays = judge(&mut collector, &entry.key.user_key, &entry.value);
         stays.map(|stays| stays.then_some(entry)).transpose()
     })
@@ -110,6 +105,7 @@ impl CompactionFilter for CompactionCollector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::publish::Mark;
     use rowship_proto::row::{Existed, TableId};
 
     #[test]
@@ -123,14 +119,19 @@ mod tests {
             key: b"key",
             value: b"image",
         };
-        let stored = entry(&row);
-        assert_eq!(stored.key.seqno, 4216);
-        assert_eq!(RowId::from_storage_key(&stored.key.user_key), Some(RowId::from(&row)));
-        assert_eq!(parse(&stored.value).unwrap(), (Lsn(4216), Some(b"image".as_slice())));
+        let stored = |row: &Row<'_>| {
+            let memtable = Memtable::new(1);
+            insert(row, &memtable, &Snapshots::new(Mark::ZERO).keep());
+            memtable.versions().next().unwrap()
+        };
+        let found = stored(&row);
+        assert_eq!(found.key.seqno, 4216);
+        assert_eq!(RowId::from_storage_key(&found.key.user_key), Some(RowId::from(&row)));
+        assert_eq!(parse(&found.value).unwrap(), (Lsn(4216), Some(b"image".as_slice())));
         row.value = b"";
-        assert_eq!(image(&entry(&row).value).unwrap(), Some(Bytes::new()));
+        assert_eq!(image(&stored(&row).value).unwrap(), Some(Bytes::new()));
         row.operation = Operation::Delete;
-        assert_eq!(parse(&entry(&row).value).unwrap(), (Lsn(4216), None));
-        assert!(parse(&stored.value[..7]).is_err());
+        assert_eq!(parse(&stored(&row).value).unwrap(), (Lsn(4216), None));
+        assert!(parse(&found.value[..7]).is_err());
     }
 }

@@ -261,7 +261,7 @@ pub static KEYS: &[Key] = &[
         MIB,
         64 * KIB,
         1024 * GIB,
-        "Cache for blocks of the on-disk table",
+        "Cache for blocks of the on-disk table, and a quarter as much again for which rows exist",
         "reads and compactions need a few blocks at once"
     ),
     number!(
