@@ -1,7 +1,7 @@
 //! One connection of a load: writes transactions, reads rows. The same code speaks to rowship and
 //! to Redis, so that neither has the faster client.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use redis_protocol::resp2::decode::decode_bytes_mut;
 use redis_protocol::resp2::types::BytesFrame;
@@ -48,7 +48,12 @@ pub struct Resp {
     stream: TcpStream,
     send: Vec<u8>,
     received: BytesMut,
+    /// Sends `WAIT 1` behind each transaction.
+    waits: bool,
 }
+
+/// Milliseconds of a `WAIT`: far beyond any lag, so that a replica that is lost is an error.
+const WAIT_MS: &str = "60000";
 
 /// Bytes of a key on the wire: eight hexadecimal digits. (Binary ones could hold a colon, which
 /// ends a table's name.)
@@ -66,7 +71,14 @@ impl Resp {
             .await
             .with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
-        Ok(Resp { stream, send: Vec::new(), received: BytesMut::with_capacity(64 << 10) })
+        let received = BytesMut::with_capacity(64 << 10);
+        Ok(Resp { stream, send: Vec::new(), received, waits: false })
+    }
+
+    /// Counts a transaction as acknowledged when Redis says that a replica has received it.
+    #[must_use]
+    pub fn waiting_for_a_replica(self) -> Resp {
+        Resp { waits: true, ..self }
     }
 
     fn begin(&mut self, words: usize) {
@@ -87,6 +99,20 @@ impl Resp {
             self.word(key_text(row.key).as_bytes());
             self.word(&row.value);
         }
+        if self.waits {
+            self.begin(3);
+            ["WAIT", "1", WAIT_MS].iter().for_each(|word| self.word(word.as_bytes()));
+        }
+    }
+
+    /// The replies to one transaction.
+    async fn acknowledged(&mut self) -> Result<()> {
+        self.reply().await?;
+        if self.waits {
+            let replicas = self.reply().await?;
+            ensure!(replicas == BytesFrame::Integer(1), "WAIT 1 {WAIT_MS}: {replicas:?}");
+        }
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<()> {
@@ -142,7 +168,7 @@ impl Client for Resp {
     async fn write(&mut self, rows: &[Row]) -> Result<()> {
         self.queue_write(rows);
         self.flush().await?;
-        self.reply().await.map(|_| ())
+        self.acknowledged().await
     }
 
     async fn write_together(
@@ -153,7 +179,7 @@ impl Client for Resp {
         transactions.iter().for_each(|rows| self.queue_write(rows));
         self.flush().await?;
         for at in 0..transactions.len() {
-            self.reply().await?;
+            self.acknowledged().await?;
             answered(at);
         }
         Ok(())

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod figure;
 pub mod load;
 pub mod node;
+pub mod peers;
 pub mod process;
 pub mod rows;
 pub mod scenarios;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
+use bench::peers::Kind;
 use bench::rows::Keys;
+use bench::scenarios::peers::{self, Work};
 use bench::scenarios::{self, Common, frames};
 use bench::sink::Sink;
 use clap::{Args, Parser, Subcommand};
@@ -83,6 +85,8 @@ enum Scenario {
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
     Ingest(IngestArgs),
+    /// The same work on rowship and on Redis, PostgreSQL and MariaDB, in turn, and the ratios
+    Peers(PeersArgs),
 }
 
 #[derive(Debug, Args)]
@@ -90,6 +94,36 @@ struct IngestArgs {
     /// Only what has this in its name, such as "rowship async, 8 clients x 1 rows"
     #[arg(long, default_value = "")]
     only: String,
+}
+
+#[derive(Debug, Args)]
+struct PeersArgs {
+    /// Only these peers
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Kind>,
+    /// Only these works
+    #[arg(long, value_enum, value_delimiter = ',')]
+    work: Vec<Work>,
+    /// Rows of a backlog
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(100..))]
+    rows: u64,
+    /// Rows per second of the work `lag`
+    #[arg(long, default_value_t = 5000.0, value_parser = rate)]
+    rate: f64,
+}
+
+fn rate(text: &str) -> Result<f64> {
+    let rate: f64 = text.parse()?;
+    anyhow::ensure!((1.0..=1e7).contains(&rate), "it must be from 1 to 10000000");
+    Ok(rate)
+}
+
+impl PeersArgs {
+    fn plan(&self, common: &Common) -> peers::Plan {
+        let only = if self.only.is_empty() { Kind::ALL.to_vec() } else { self.only.clone() };
+        let works = if self.work.is_empty() { Work::ALL.to_vec() } else { self.work.clone() };
+        peers::Plan { common: common.clone(), only, works, rows: self.rows, rate: self.rate }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -127,5 +161,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             Ok(())
         }
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
+        Scenario::Peers(args) => peers::run(&args.plan(common), sink).await,
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod frames;
 pub mod ingest;
+pub mod peers;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
