@@ -7,6 +7,7 @@ use anyhow::Result;
 use bench::rows::Keys;
 use bench::scenarios::{self, Common, frames};
 use bench::sink::Sink;
+use bench::{goals, report};
 use clap::{Args, Parser, Subcommand};
 use tokio::task::LocalSet;
 
@@ -81,6 +82,17 @@ enum Scenario {
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
     Ingest,
+    /// Which goals the newest figures of --out reach
+    Goals(GoalsArgs),
+    /// Makes a page with plots, and the same as Markdown, of everything in --out
+    Report,
+}
+
+#[derive(Debug, Args)]
+struct GoalsArgs {
+    /// End with an error unless all are measured and met
+    #[arg(long)]
+    strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -118,5 +130,8 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             Ok(())
         }
         Scenario::Ingest => scenarios::ingest::run(common, sink).await,
+        Scenario::Goals(args) => goals::show(sink, args.strict),
+        Scenario::Report => report::write(sink.directory())
+            .map(|paths| paths.iter().for_each(|path| sink.say(&path.display().to_string()))),
     }
 }
