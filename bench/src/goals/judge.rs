@@ -83,8 +83,11 @@ impl Verdict {
         let found = match self.quotient {
             None => against.clone(),
             Some(_) => {
-                let (figure, ratio) = (self.figure_text(), self.ratio_text());
-                format!("{figure}, ratio {ratio} ({}) to {against}", self.range_text())
+                let (figure, range) = (self.figure_text(), self.range_text());
+                match self.goal.base {
+                    Base::Fixed(_) => format!("{figure} ({range})"),
+                    _ => format!("{figure}, ratio {} ({range}) to {against}", self.ratio_text()),
+                }
             }
         };
         format!("{outcome:<14}{work}\n{:<14}goal: {goal}; {found}", "")
@@ -182,7 +185,7 @@ fn divide(goal: &Goal, ours: &Kept, figures: &[Kept]) -> Result<(Quotient, Strin
             Ok((by_figure(ours, base)?, text_of(&base.figure, base.value, &base.unit)))
         }
         Base::Limit(parts) => by_limit(ours, parts, figures),
-        Base::Best { pattern, ratio, systems, also } => {
+        Base::Best { ours: name, pattern, ratio, systems, also } => {
             let find = |pattern: &str, system: &str| {
                 let pattern = pattern.replace("{system}", system);
                 let found = find(goal.figure.scenario, &pattern, figures);
@@ -199,7 +202,10 @@ fn divide(goal: &Goal, ours: &Kept, figures: &[Kept]) -> Result<(Quotient, Strin
                 false => all.min_by(by_value),
             };
             let (system, base) = best.ok_or("no system to compare with")?;
-            let quotient = match ratio.and_then(|ratio| find(ratio, system).ok()) {
+            let paired = [name, "rowship"]
+                .into_iter()
+                .find_map(|ours| find(&ratio?.replace("{ours}", ours), system).ok());
+            let quotient = match paired {
                 Some(Kept { value, min, max, .. }) => {
                     Quotient { value: *value, min: *min, max: *max }
                 }
@@ -354,8 +360,8 @@ mod tests {
     #[test]
     fn the_figure_farthest_from_its_bound_counts() {
         let of = |figures: &[Kept], work: &str| {
-            let all = judge(GOALS, figures).into_iter();
-            all.filter(|verdict| verdict.goal.work.contains(work)).next_back().unwrap()
+            let mut all = judge(GOALS, figures).into_iter();
+            all.find(|verdict| verdict.goal.work.contains(work)).unwrap()
         };
         let further = |rows: u32, number: u32, value: f64| {
             let name = format!(

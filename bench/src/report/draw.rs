@@ -24,7 +24,7 @@ const X_LABELS: u32 = 46;
 /// Size of text; the backend makes it smaller by this factor.
 const TEXT: f64 = 12.0 * 1.24;
 /// Longest label of a bar: its end is cut.
-const BAR_LABEL_CHARS: usize = 56;
+const BAR_LABEL_CHARS: usize = 62;
 const FONT: &str = "sans-serif";
 /// Most curves in one plot: more cannot be told apart.
 pub const CURVES_MAX: usize = COLOURS.len();
@@ -147,7 +147,12 @@ where
     Y::CoordDescType: ValueFormatter<f64>,
 {
     let mut chart = ChartBuilder::on(area);
-    chart.margin_top(10).margin_right(24).x_label_area_size(X_LABELS).y_label_area_size(70);
+    chart
+        .margin_top(10)
+        .margin_left(14)
+        .margin_right(40)
+        .x_label_area_size(X_LABELS)
+        .y_label_area_size(70);
     let mut chart = chart.build_cartesian_2d(xs, ys).map_err(failed)?;
     let (x_label, y_label) = (|value: &f64| label(x.axis, *value), |v: &f64| label(y.axis, *v));
     let mut mesh = chart.configure_mesh();
@@ -253,8 +258,8 @@ fn positive(axis: Axis, value: f64) -> f64 {
     if axis == Axis::Linear { value } else { value.max(LEAST) }
 }
 
-/// Below this, a logarithmic axis shows nothing: a nanosecond, in milliseconds.
-const LEAST: f64 = 1e-6;
+/// Below this, a logarithmic axis shows nothing: a microsecond, in milliseconds.
+const LEAST: f64 = 1e-3;
 
 /// What an axis must reach from and to, so that it has labels and no point is outside.
 fn bounds(curves: &[Curve], axis: Axis, of: fn(&(f64, f64)) -> f64) -> std::ops::Range<f64> {

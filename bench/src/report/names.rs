@@ -88,6 +88,12 @@ pub fn systems<'a>(all: impl Iterator<Item = &'a Parts>) -> usize {
     all.filter_map(|parts| parts.system.as_ref()).collect::<BTreeSet<_>>().len()
 }
 
+/// The number at the start of a name, so that `5000 rows/s` comes before `20000 rows/s`.
+#[must_use]
+pub fn leading_number(name: &str) -> Option<u64> {
+    name.split(' ').next()?.parse().ok()
+}
+
 /// The name without the part that counts replicas, and that count.
 #[must_use]
 pub fn replicas(figure: &Kept) -> Option<(Vec<String>, u64)> {

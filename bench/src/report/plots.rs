@@ -9,6 +9,8 @@ use crate::kept::{Directory, Kept};
 
 /// Most bars in one plot.
 const BARS_MAX: usize = 24;
+/// Curves that are so many times above others need a logarithmic axis.
+const CURVES_APART: f64 = 10.0;
 
 /// Things of one name, in the order in which names were first seen.
 struct Groups<T>(Vec<(String, Vec<T>)>);
@@ -93,7 +95,8 @@ fn peers(figures: &[Kept]) -> Result<Vec<Plot>> {
             .collect();
         let limit = items.iter().find_map(|(_, f)| Some((f.limit?, f.limit_name.as_deref()?)));
         if let Some((value, name)) = limit {
-            let (name, whose) = (format!("limit: {name}"), Whose::Limit);
+            let name = format!("limit: {}", name.trim_start_matches("limit: "));
+            let whose = Whose::Limit;
             bars.push(Bar { name, value, min: value, max: value, whose });
         }
         let unit = &items[0].1.unit;
@@ -176,9 +179,14 @@ fn by_replicas(figures: &[Kept]) -> Result<Vec<Plot>> {
         let mut curves = Groups::new();
         points.into_iter().for_each(|(name, point)| curves.add(name, point));
         curves.0.retain(|(_, points)| points.len() > 1);
+        let highest = |points: &Vec<(f64, f64)>| points.iter().map(|p| p.1).fold(0.0, f64::max);
+        let highest: Vec<f64> = curves.0.iter().map(|(_, points)| highest(points)).collect();
+        let (least, most) = (highest.iter().fold(f64::MAX, |a, b| a.min(*b)), highest.iter());
+        // A curve far below another would lie on the axis.
+        let apart = most.fold(0.0, |a: f64, b| a.max(*b)) > CURVES_APART * least;
+        let axis = if apart { Axis::Logarithmic } else { Axis::Linear };
         let title = format!("fanout: {unit}");
-        let x = (Axis::Linear, "replicas");
-        plots.extend(draw_curves(&title, x, (Axis::Linear, &unit), curves)?);
+        plots.extend(draw_curves(&title, (Axis::Linear, "replicas"), (axis, &unit), curves)?);
     }
     Ok(plots)
 }
@@ -200,7 +208,8 @@ fn draw_files(files: &[FromFile<'_>], x: (Axis, &str), y: (Axis, &str)) -> Resul
         groups.add(title(file.scenario, &plot), (curve, file.points));
     }
     let mut plots = Vec::new();
-    for (title, items) in groups.0 {
+    for (title, mut items) in groups.0 {
+        items.sort_by_key(|(name, _)| names::leading_number(name));
         let mut curves = Groups::new();
         for (name, points) in items {
             points.iter().for_each(|point| curves.add(name.clone(), *point));
@@ -240,7 +249,8 @@ fn over_time(kept: &Directory) -> Result<Vec<Plot>> {
             Some((name, unit)) => format!("{name}, {unit}"),
             None => y.to_owned(),
         };
-        plots.extend(draw_files(&files, (Axis::Linear, x), (Axis::Linear, &y))?);
+        // A replica that stands still for a second, and milliseconds else: both are to be seen.
+        plots.extend(draw_files(&files, (Axis::Linear, x), (Axis::Logarithmic, &y))?);
     }
     Ok(plots)
 }
