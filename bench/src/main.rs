@@ -81,7 +81,7 @@ enum Scenario {
     /// Encode, seal and verify frames, against memcpy and XXH3 of the same bytes
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
-    Ingest,
+    Ingest(IngestArgs),
     /// Which goals the newest figures of --out reach
     Goals(GoalsArgs),
     /// Makes a page with plots, and the same as Markdown, of everything in --out
@@ -93,6 +93,13 @@ struct GoalsArgs {
     /// End with an error unless all are measured and met
     #[arg(long)]
     strict: bool,
+}
+
+#[derive(Debug, Args)]
+struct IngestArgs {
+    /// Only what has this in its name, such as "rowship async, 8 clients x 1 rows"
+    #[arg(long, default_value = "")]
+    only: String,
 }
 
 #[derive(Debug, Args)]
@@ -129,7 +136,7 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             sink.say(&format!("settings {settings}\nresult hash {:016x}", outcome.result_hash));
             Ok(())
         }
-        Scenario::Ingest => scenarios::ingest::run(common, sink).await,
+        Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
         Scenario::Goals(args) => goals::show(sink, args.strict),
         Scenario::Report => report::write(sink.directory())
             .map(|paths| paths.iter().for_each(|path| sink.say(&path.display().to_string()))),

@@ -116,29 +116,37 @@ impl Rounds {
     }
 }
 
-/// Runs the scenario.
+/// Runs the scenario, of it only what has `only` in its name.
 ///
 /// # Errors
-/// When a node fails or refuses a write.
-pub async fn run(plan: &Common, sink: &Sink) -> Result<()> {
+/// When a node fails or refuses a write, or nothing has that name.
+pub async fn run(plan: &Common, only: &str, sink: &Sink) -> Result<()> {
     let layouts =
         [Layout::memory(), Layout::asynchronous(), Layout::semi_sync(), Layout::synchronous()];
+    let mut measured = false;
     for layout in layouts {
+        let wanted = |shape: &&Shape| format!("{}, {shape}", layout.name).contains(only);
+        let shapes: Vec<Shape> = SHAPES.iter().filter(wanted).copied().collect();
+        if shapes.is_empty() {
+            continue;
+        }
+        measured = true;
         let scratch = plan.scratch()?;
         let cluster = Cluster::start(scratch.path(), &layout).await?;
         load::preload(&cluster, plan.keys).await?;
-        let mut rounds: Vec<Rounds> = SHAPES.iter().map(|_| Rounds::default()).collect();
+        let mut rounds: Vec<Rounds> = shapes.iter().map(|_| Rounds::default()).collect();
         for round in 0..plan.rounds {
-            for (shape, found) in SHAPES.iter().zip(&mut rounds) {
+            for (shape, found) in shapes.iter().zip(&mut rounds) {
                 sink.progress(format!("{}, {shape}, round {}", layout.name, round + 1));
                 found.add(&cluster, *shape, plan).await?;
                 cluster.wait_until_streaming().await?;
             }
         }
-        for (shape, found) in SHAPES.iter().zip(&rounds) {
+        for (shape, found) in shapes.iter().zip(&rounds) {
             found.put(sink, SCENARIO, &cluster, *shape, plan)?;
         }
         cluster.stop().await?;
     }
+    anyhow::ensure!(measured, "nothing of this scenario has '{only}' in its name");
     Ok(())
 }
