@@ -9,6 +9,7 @@ use bench::rows::Keys;
 use bench::scenarios::peers::{self, Work};
 use bench::scenarios::{self, Common, frames};
 use bench::sink::Sink;
+use bench::{goals, report};
 use clap::{Args, Parser, Subcommand};
 use tokio::task::LocalSet;
 
@@ -87,6 +88,17 @@ enum Scenario {
     Ingest(IngestArgs),
     /// The same work on rowship and on Redis, PostgreSQL and MariaDB, in turn, and the ratios
     Peers(PeersArgs),
+    /// Which goals the newest figures of --out reach
+    Goals(GoalsArgs),
+    /// Makes a page with plots, and the same as Markdown, of everything in --out
+    Report,
+}
+
+#[derive(Debug, Args)]
+struct GoalsArgs {
+    /// End with an error unless all are measured and met
+    #[arg(long)]
+    strict: bool,
 }
 
 #[derive(Debug, Args)]
@@ -162,5 +174,8 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         }
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
         Scenario::Peers(args) => peers::run(&args.plan(common), sink).await,
+        Scenario::Goals(args) => goals::show(sink, args.strict),
+        Scenario::Report => report::write(sink.directory())
+            .map(|paths| paths.iter().for_each(|path| sink.say(&path.display().to_string()))),
     }
 }

@@ -58,14 +58,25 @@ impl Sink {
         }
     }
 
-    fn show(&self, line: &str) {
+    /// Where figures are kept.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether JSON lines are asked for.
+    #[must_use]
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A line for people and programs.
+    pub fn show(&self, line: &str) {
         self.progress.suspend(|| println!("{line}"));
     }
 
     fn file(&self, scenario: &str, name: &str, suffix: &str) -> Result<BufWriter<File>> {
-        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let name: String = name.chars().map(plain).collect();
-        let path = self.directory.join(format!("{scenario}.{name}.{suffix}"));
+        let path = self.directory.join(format!("{scenario}.{}.{suffix}", file_name(name)));
         Ok(BufWriter::new(
             File::create(&path).with_context(|| format!("writing {}", path.display()))?,
         ))
@@ -121,6 +132,12 @@ impl Sink {
         }
         Ok(file.flush()?)
     }
+}
+
+/// What stands for a name in the names of files.
+#[must_use]
+pub fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
 }
 
 /// What every figure says about this machine and these settings, with `more` of the scenario.
