@@ -35,13 +35,15 @@ struct Options {
     #[arg(long, global = true, default_value = "target/bench-nodes")]
     directory: PathBuf,
     /// Rounds; the median and the range of all are shown
-    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, global = true, default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Seconds of each measurement that counts time
     #[arg(long, global = true, default_value_t = 4.0)]
     seconds: f64,
     /// Different keys
-    #[arg(long, global = true, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
+    #[arg(long, global = true, default_value_t = 100_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
     keys: u64,
     /// Keys by Zipf's law with this exponent instead of uniform
     #[arg(long, global = true, value_name = "EXPONENT", conflicts_with = "hot")]
@@ -49,6 +51,9 @@ struct Options {
     /// Nine of ten rows go to one key
     #[arg(long, global = true)]
     hot: bool,
+    /// A flag for all nodes, such as --node-flag=--lanes=2; may be given several times
+    #[arg(long = "node-flag", global = true, value_name = "FLAG", allow_hyphen_values = true)]
+    node_flags: Vec<String>,
 }
 
 impl Options {
@@ -71,6 +76,7 @@ impl Options {
             keys: self.keys,
             pick,
             directory: self.directory.clone(),
+            flags: self.node_flags.clone(),
         })
     }
 }
@@ -81,6 +87,8 @@ enum Scenario {
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
     Ingest(IngestArgs),
+    /// What this machine allows: sockets, disk, memory, the table library
+    Limits,
 }
 
 #[derive(Debug, Args)]
@@ -125,5 +133,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             Ok(())
         }
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
+        Scenario::Limits => scenarios::limits::run(common, sink),
     }
 }

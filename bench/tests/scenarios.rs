@@ -1,0 +1,124 @@
+//! Every scenario runs tiny, on real nodes: so it cannot rot.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+
+use bench::scenarios::{Common, ingest, limits};
+use bench::sink::{FIGURES_FILE, Sink};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::LocalSet;
+
+const KEYS: [&str; 11] = [
+    "scenario",
+    "figure",
+    "value",
+    "unit",
+    "runs",
+    "min",
+    "max",
+    "limit",
+    "limit_name",
+    "ratio_to_limit",
+    "settings",
+];
+
+/// A directory for nodes and one for figures.
+struct Place {
+    directory: TempDir,
+    common: Common,
+    sink: Sink,
+}
+
+impl Place {
+    fn new() -> Place {
+        let directory = TempDir::new().unwrap();
+        let common = Common::tiny(&directory.path().join("nodes"));
+        let sink = Sink::new(&directory.path().join("out"), true).unwrap();
+        Place { directory, common, sink }
+    }
+
+    fn out(&self) -> std::path::PathBuf {
+        self.directory.path().join("out")
+    }
+
+    /// All figures, after a look at each.
+    fn figures(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.out().join(FIGURES_FILE)).unwrap();
+        let lines: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for line in &lines {
+            let value = line["value"].as_f64().unwrap();
+            // What a further replica costs against the first is a difference: noise, when tiny.
+            assert!(value >= 0.0 || line["unit"] == "x", "{line}");
+            assert!(line["min"].as_f64().unwrap() <= value, "{line}");
+            assert!(line["max"].as_f64().unwrap() >= value, "{line}");
+        }
+        lines
+    }
+
+    fn files(&self, suffix: &str) -> usize {
+        let entries = fs::read_dir(self.out()).unwrap().flatten();
+        let ends = |path: &Path| path.extension().is_some_and(|found| found == suffix);
+        entries.filter(|entry| ends(&entry.path())).count()
+    }
+}
+
+fn run<F: Future<Output = anyhow::Result<()>>>(scenario: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, scenario).unwrap();
+}
+
+/// The figure of that name is there, and above zero.
+fn positive(figures: &[Value], name: &str) -> f64 {
+    let found = figures.iter().find(|figure| figure["figure"] == name);
+    let known = || figures.iter().map(|figure| figure["figure"].to_string()).collect::<Vec<_>>();
+    let found = found.unwrap_or_else(|| panic!("no {name} in {:?}", known()));
+    let value = found["value"].as_f64().unwrap();
+    assert!(value > 0.0, "{found}");
+    value
+}
+
+#[test]
+fn limits_gives_every_limit_as_lines_with_the_documented_keys() {
+    let place = Place::new();
+    limits::run(&place.common, &place.sink).unwrap();
+    let figures = place.figures();
+    for line in &figures {
+        let keys: Vec<&String> = line.as_object().unwrap().keys().collect();
+        assert_eq!(keys, KEYS, "{line}");
+        assert_eq!(line["scenario"], "limits");
+    }
+    for io in ["plain", "tokio-uring"] {
+        for chunk in ["64 KiB", "256 KiB", "1 MiB"] {
+            positive(&figures, &format!("loopback stream, {io}, {chunk}"));
+        }
+        positive(&figures, &format!("ping-pong, {io}: p50"));
+    }
+    for size in ["4 KiB", "64 KiB", "1 MiB"] {
+        positive(&figures, &format!("O_DSYNC write, {size}"));
+        positive(&figures, &format!("O_DSYNC write, {size}: p50"));
+    }
+    for name in ["lsm-tree memtable upserts", "lsm-tree upserts and flushes"] {
+        positive(&figures, name);
+    }
+    positive(&figures, "memcpy, 256 MiB");
+    positive(&figures, "XXH3, 1 MiB pieces");
+    assert_eq!(place.files("hgrm"), 5, "two ping-pongs, three sizes");
+}
+
+#[test]
+fn ingest_states_its_limit_with_every_rate() {
+    let place = Place::new();
+    run(ingest::run(&place.common, "", &place.sink));
+    let figures = place.figures();
+    let rates: Vec<&Value> = figures.iter().filter(|line| line["unit"] == "rows/s").collect();
+    assert_eq!(rates.len(), 4 * ingest::SHAPES.len());
+    for rate in rates {
+        assert!(rate["value"].as_f64().unwrap() > 0.0, "{rate}");
+        assert!(rate["ratio_to_limit"].as_f64().unwrap() > 0.0, "{rate}");
+    }
+    positive(&figures, "rowship async, 1 clients x 1 rows: p50");
+    assert_eq!(place.files("hgrm"), 4 * ingest::SHAPES.len());
+}
