@@ -89,6 +89,8 @@ enum Scenario {
     Ingest(IngestArgs),
     /// What this machine allows: sockets, disk, memory, the table library
     Limits,
+    /// A backlog of log to fresh replicas, verified and durable, without apply
+    Ship(scenarios::ship::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -134,5 +136,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         }
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
         Scenario::Limits => scenarios::limits::run(common, sink),
+        Scenario::Ship(plan) => scenarios::ship::run(common, plan, sink).await,
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, ingest, limits};
+use bench::scenarios::{Common, ingest, limits, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -121,4 +121,17 @@ fn ingest_states_its_limit_with_every_rate() {
     }
     positive(&figures, "rowship async, 1 clients x 1 rows: p50");
     assert_eq!(place.files("hgrm"), 4 * ingest::SHAPES.len());
+}
+
+#[test]
+fn ship_brings_the_log_to_replicas_without_applying_it() {
+    let place = Place::new();
+    run(ship::run(&place.common, &ship::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for (from, replicas) in [("page cache", 1), ("page cache", 2), ("cold file", 1)] {
+        let name = format!("ship, 100 rows/transaction, {from}, {replicas} replicas: each");
+        positive(&figures, &name);
+    }
+    let rates: Vec<&Value> = figures.iter().filter(|line| line["unit"] == "MB/s").collect();
+    assert!(rates.iter().all(|rate| rate["ratio_to_limit"].as_f64().unwrap() > 0.0));
 }

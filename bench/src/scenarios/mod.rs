@@ -3,6 +3,7 @@
 pub mod frames;
 pub mod ingest;
 pub mod limits;
+pub mod ship;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
