@@ -91,6 +91,8 @@ enum Scenario {
     Limits,
     /// A backlog of log to fresh replicas, verified and durable, without apply
     Ship(scenarios::ship::Plan),
+    /// A replica that was away: until it shows what the primary has
+    Catchup(scenarios::catchup::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -137,5 +139,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
         Scenario::Limits => scenarios::limits::run(common, sink),
         Scenario::Ship(plan) => scenarios::ship::run(common, plan, sink).await,
+        Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, ingest, limits, ship};
+use bench::scenarios::{Common, catchup, ingest, limits, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -134,4 +134,27 @@ fn ship_brings_the_log_to_replicas_without_applying_it() {
     }
     let rates: Vec<&Value> = figures.iter().filter(|line| line["unit"] == "MB/s").collect();
     assert!(rates.iter().all(|rate| rate["ratio_to_limit"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn catchup_waits_for_the_last_row_of_every_kind() {
+    let place = Place::new();
+    run(catchup::run(&place.common, &catchup::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for kind in ["uniform", "zipf 0.99", "hot key"] {
+        for beside in ["", ", writes going on"] {
+            let name = format!("rowship async, 100 rows/transaction, {kind}{beside}");
+            positive(&figures, &format!("{name}: rows/s"));
+            positive(&figures, &format!("{name}: log"));
+            let share = positive(&figures, &format!("{name}: share of the start"));
+            assert!(share < 1.0, "{share}");
+            let in_log = positive(&figures, &format!("{name}: rows in the log"));
+            // The marker is a row more; of hot keys, most of a transaction is one row.
+            assert!(in_log < if kind == "hot key" { 0.5 } else { 1.01 }, "{in_log}");
+        }
+    }
+    positive(
+        &figures,
+        "rowship async, 100 rows/transaction, uniform, writes going on: written beside",
+    );
 }

@@ -1,5 +1,6 @@
 //! One file per scenario.
 
+pub mod catchup;
 pub mod frames;
 pub mod ingest;
 pub mod limits;
