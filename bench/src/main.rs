@@ -93,6 +93,8 @@ enum Scenario {
     Ship(scenarios::ship::Plan),
     /// A replica that was away: until it shows what the primary has
     Catchup(scenarios::catchup::Plan),
+    /// Rows at fixed rates: latency of commits, write-to-visible lag, a pause of the replica
+    Lag(scenarios::lag::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -140,5 +142,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Limits => scenarios::limits::run(common, sink),
         Scenario::Ship(plan) => scenarios::ship::run(common, plan, sink).await,
         Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
+        Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
     }
 }

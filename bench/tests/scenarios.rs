@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, catchup, ingest, limits, ship};
+use bench::scenarios::{Common, catchup, ingest, lag, limits, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -157,4 +157,23 @@ fn catchup_waits_for_the_last_row_of_every_kind() {
         &figures,
         "rowship async, 100 rows/transaction, uniform, writes going on: written beside",
     );
+}
+
+#[test]
+fn lag_gives_distributions_stages_and_curves() {
+    let place = Place::new();
+    run(lag::run(&place.common, &lag::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for rate in ["1000 rows/s", "80 % of maximum"] {
+        for what in ["commit", "visible"] {
+            let at = |quantile| positive(&figures, &format!("{rate}: {what} {quantile}"));
+            assert!(at("p50") <= at("p99") && at("p99") <= at("max"));
+        }
+        let at = |stage| positive(&figures, &format!("{rate}: stage {stage}: p50"));
+        assert!(at("sent") <= at("visible"));
+    }
+    let paused = "replica stands still 100 ms at 5000 rows/s: most lag";
+    assert!(positive(&figures, paused) > 50.0, "a stopped replica shows nothing");
+    assert_eq!(place.files("hgrm"), 4);
+    assert_eq!(place.files("csv"), 3);
 }

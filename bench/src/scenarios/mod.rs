@@ -3,6 +3,7 @@
 pub mod catchup;
 pub mod frames;
 pub mod ingest;
+pub mod lag;
 pub mod limits;
 pub mod ship;
 
