@@ -95,6 +95,8 @@ enum Scenario {
     Catchup(scenarios::catchup::Plan),
     /// Rows at fixed rates: latency of commits, write-to-visible lag, a pause of the replica
     Lag(scenarios::lag::Plan),
+    /// What each further replica costs
+    Fanout(scenarios::fanout::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -143,5 +145,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Ship(plan) => scenarios::ship::run(common, plan, sink).await,
         Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
         Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
+        Scenario::Fanout(plan) => scenarios::fanout::run(common, plan, sink).await,
     }
 }

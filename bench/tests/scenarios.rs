@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, catchup, ingest, lag, limits, ship};
+use bench::scenarios::{Common, catchup, fanout, ingest, lag, limits, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -176,4 +176,17 @@ fn lag_gives_distributions_stages_and_curves() {
     assert!(positive(&figures, paused) > 50.0, "a stopped replica shows nothing");
     assert_eq!(place.files("hgrm"), 4);
     assert_eq!(place.files("csv"), 3);
+}
+
+#[test]
+fn fanout_measures_a_primary_alone_and_with_replicas() {
+    let place = Place::new();
+    run(fanout::run(&place.common, &fanout::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for replicas in 0..=2 {
+        for rows in [1, 100] {
+            positive(&figures, &format!("{replicas} replicas, 8 clients x {rows} rows: rows/s"));
+        }
+    }
+    positive(&figures, "2 replicas, 5000 rows/s: visible p50");
 }

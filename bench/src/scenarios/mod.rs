@@ -1,6 +1,7 @@
 //! One file per scenario.
 
 pub mod catchup;
+pub mod fanout;
 pub mod frames;
 pub mod ingest;
 pub mod lag;
