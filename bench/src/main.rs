@@ -97,6 +97,8 @@ enum Scenario {
     Lag(scenarios::lag::Plan),
     /// What each further replica costs
     Fanout(scenarios::fanout::Plan),
+    /// How long a primary takes to start
+    Recovery(scenarios::recovery::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -146,5 +148,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
         Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
         Scenario::Fanout(plan) => scenarios::fanout::run(common, plan, sink).await,
+        Scenario::Recovery(plan) => scenarios::recovery::run(common, plan, sink).await,
     }
 }

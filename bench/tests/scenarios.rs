@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, catchup, fanout, ingest, lag, limits, ship};
+use bench::scenarios::{Common, catchup, fanout, ingest, lag, limits, recovery, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -189,4 +189,17 @@ fn fanout_measures_a_primary_alone_and_with_replicas() {
         }
     }
     positive(&figures, "2 replicas, 5000 rows/s: visible p50");
+}
+
+#[test]
+fn recovery_starts_after_every_end() {
+    let place = Place::new();
+    run(recovery::run(&place.common, &recovery::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for ended in ["stopped cleanly", "kill -9", "kill -9, no checkpoint", "table lost"] {
+        positive(&figures, &format!("4 MB of log, 500 keys, {ended}: listens after"));
+    }
+    let scanned = positive(&figures, "4 MB of log, 500 keys, kill -9, no checkpoint: scanned");
+    assert!(scanned > 3.9, "{scanned} MB of 4 were scanned");
+    positive(&figures, "4 MB of log, 500 keys, table lost: rebuild");
 }

@@ -6,6 +6,7 @@ pub mod frames;
 pub mod ingest;
 pub mod lag;
 pub mod limits;
+pub mod recovery;
 pub mod ship;
 
 use std::path::{Path, PathBuf};
