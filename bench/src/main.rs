@@ -99,6 +99,8 @@ enum Scenario {
     Fanout(scenarios::fanout::Plan),
     /// How long a primary takes to start
     Recovery(scenarios::recovery::Plan),
+    /// Memory, and bytes per row
+    Footprint(scenarios::footprint::Plan),
 }
 
 #[derive(Debug, Args)]
@@ -149,5 +151,6 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
         Scenario::Fanout(plan) => scenarios::fanout::run(common, plan, sink).await,
         Scenario::Recovery(plan) => scenarios::recovery::run(common, plan, sink).await,
+        Scenario::Footprint(plan) => scenarios::footprint::run(common, plan, sink).await,
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::future::Future;
 use std::path::Path;
 
-use bench::scenarios::{Common, catchup, fanout, ingest, lag, limits, recovery, ship};
+use bench::scenarios::{Common, catchup, fanout, footprint, ingest, lag, limits, recovery, ship};
 use bench::sink::{FIGURES_FILE, Sink};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -202,4 +202,19 @@ fn recovery_starts_after_every_end() {
     let scanned = positive(&figures, "4 MB of log, 500 keys, kill -9, no checkpoint: scanned");
     assert!(scanned > 3.9, "{scanned} MB of 4 were scanned");
     positive(&figures, "4 MB of log, 500 keys, table lost: rebuild");
+}
+
+#[test]
+fn footprint_gives_memory_and_bytes_per_row() {
+    let place = Place::new();
+    run(footprint::run(&place.common, &footprint::Plan::tiny(), &place.sink));
+    let figures = place.figures();
+    for node in ["primary", "replica"] {
+        positive(&figures, &format!("{node}, idle, empty: private"));
+        positive(&figures, &format!("{node}, after catching up: resident"));
+    }
+    positive(&figures, "primary, dead replica, backlog of 100 rows/transaction: private");
+    let log = positive(&figures, "log per row, 8 clients x 100 rows");
+    assert!(log > 128.0, "{log} bytes of log for a row of 128");
+    positive(&figures, "wire to a replica per row, 8 clients x 100 rows");
 }

@@ -2,6 +2,7 @@
 
 pub mod catchup;
 pub mod fanout;
+pub mod footprint;
 pub mod frames;
 pub mod ingest;
 pub mod lag;
