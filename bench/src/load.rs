@@ -227,6 +227,8 @@ pub struct OpenLoop {
 
 /// What an open loop saw.
 pub struct Lags {
+    /// When its first row was due: where the seconds of `over_time` count from.
+    pub began: Instant,
     /// From the intended time of a row to its reply, in nanoseconds.
     pub commit: Histogram<u64>,
     /// From the intended time of a marker to its being seen on the replica, in nanoseconds.
@@ -274,7 +276,7 @@ pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Spa
     let (visible, over_time) = looks.await.context("the reader panicked")??;
     let commit = commit.borrow().clone();
     let rate = commit.len() as f64 / span.measured.as_secs_f64();
-    Ok(Lags { commit, visible, over_time, rate })
+    Ok(Lags { began, commit, visible, over_time, rate })
 }
 
 /// The intended time of event `number`.

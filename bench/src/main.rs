@@ -38,15 +38,15 @@ struct Options {
     #[arg(long, global = true, default_value = "target/bench-nodes")]
     directory: PathBuf,
     /// Rounds; the median and the range of all are shown
-    #[arg(long, global = true, default_value_t = 3,
-        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, global = true, default_value_t = 3)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Seconds of each measurement that counts time
     #[arg(long, global = true, default_value_t = 4.0)]
     seconds: f64,
     /// Different keys
-    #[arg(long, global = true, default_value_t = 100_000,
-        value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
+    #[arg(long, global = true, default_value_t = 100_000)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 31))]
     keys: u64,
     /// Keys by Zipf's law with this exponent instead of uniform
     #[arg(long, global = true, value_name = "EXPONENT", conflicts_with = "hot")]
@@ -54,6 +54,9 @@ struct Options {
     /// Nine of ten rows go to one key
     #[arg(long, global = true)]
     hot: bool,
+    /// A flag for all nodes, such as --node-flag=--lanes=2; may be given several times
+    #[arg(long = "node-flag", global = true, value_name = "FLAG", allow_hyphen_values = true)]
+    node_flags: Vec<String>,
 }
 
 impl Options {
@@ -76,6 +79,7 @@ impl Options {
             keys: self.keys,
             pick,
             directory: self.directory.clone(),
+            flags: self.node_flags.clone(),
         })
     }
 }
@@ -86,6 +90,20 @@ enum Scenario {
     Frames(FramesArgs),
     /// Rows per second and latency, by clients, rows per transaction and ack policy
     Ingest(IngestArgs),
+    /// What this machine allows: sockets, disk, memory, the table library
+    Limits,
+    /// A backlog of log to fresh replicas, verified and durable, without apply
+    Ship(scenarios::ship::Plan),
+    /// A replica that was away: until it shows what the primary has
+    Catchup(scenarios::catchup::Plan),
+    /// Rows at fixed rates: latency of commits, write-to-visible lag, a pause of the replica
+    Lag(scenarios::lag::Plan),
+    /// What each further replica costs
+    Fanout(scenarios::fanout::Plan),
+    /// How long a primary takes to start
+    Recovery(scenarios::recovery::Plan),
+    /// Memory, and bytes per row
+    Footprint(scenarios::footprint::Plan),
     /// The same work on rowship and on Redis, PostgreSQL and MariaDB, in turn, and the ratios
     Peers(PeersArgs),
     /// Which goals the newest figures of --out reach
@@ -173,6 +191,13 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
             Ok(())
         }
         Scenario::Ingest(args) => scenarios::ingest::run(common, &args.only, sink).await,
+        Scenario::Limits => scenarios::limits::run(common, sink),
+        Scenario::Ship(plan) => scenarios::ship::run(common, plan, sink).await,
+        Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
+        Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
+        Scenario::Fanout(plan) => scenarios::fanout::run(common, plan, sink).await,
+        Scenario::Recovery(plan) => scenarios::recovery::run(common, plan, sink).await,
+        Scenario::Footprint(plan) => scenarios::footprint::run(common, plan, sink).await,
         Scenario::Peers(args) => peers::run(&args.plan(common), sink).await,
         Scenario::Goals(args) => goals::show(sink, args.strict),
         Scenario::Report => report::write(sink.directory())

@@ -131,6 +131,16 @@ pub fn cpu_seconds(root: u32) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
+/// Bytes that a process had read from disks so far; what was in the page cache does not count.
+///
+/// # Errors
+/// When the process is gone.
+pub fn read_bytes(pid: u32) -> Result<u64> {
+    let text = read_proc(pid, "io").with_context(|| format!("process {pid} is gone"))?;
+    let found = text.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok());
+    found.with_context(|| format!("/proc/{pid}/io: {text}"))
+}
+
 /// Memory of a process without what it shares with files, in MiB.
 ///
 /// # Errors

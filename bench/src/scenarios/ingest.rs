@@ -4,6 +4,7 @@
 use anyhow::Result;
 use serde_json::json;
 
+use super::limits::Limit;
 use super::{Common, quantile_ms};
 use crate::figure::Figure;
 use crate::load::{self, Input, Span};
@@ -51,6 +52,7 @@ pub struct Rounds {
     p50: Vec<f64>,
     p99: Vec<f64>,
     all: Option<hdrhistogram::Histogram<u64>>,
+    limits: Option<(Figure, Option<Figure>)>,
 }
 
 impl Rounds {
@@ -70,6 +72,11 @@ impl Rounds {
             None => self.all = Some(ran.latency),
         }
         Ok(())
+    }
+
+    /// States what binds rows per second, and the median latency.
+    pub fn bind(&mut self, rows_per_second: Figure, p50: Option<Figure>) {
+        self.limits = Some((rows_per_second, p50));
     }
 
     /// Rows per second.
@@ -105,13 +112,57 @@ impl Rounds {
                 "seconds": plan.measured.as_secs_f64(),
             }),
         );
-        sink.figure(&self.rows_per_second(scenario, &name), &settings)?;
-        sink.figure(&self.p50_ms(scenario, &name), &settings)?;
+        let (mut rate, mut p50) =
+            (self.rows_per_second(scenario, &name), self.p50_ms(scenario, &name));
+        if let Some((rate_limit, p50_limit)) = &self.limits {
+            rate = rate.with_limit(rate_limit);
+            p50 = p50_limit.iter().fold(p50, Figure::with_limit);
+        }
+        sink.figure(&rate, &settings)?;
+        sink.figure(&p50, &settings)?;
         let p99 = Figure::new(scenario, &format!("{name}: p99"), "ms", self.p99.clone());
         sink.figure(&p99, &settings)?;
         match &self.all {
             Some(all) => sink.histogram(scenario, &name, all),
             None => Ok(()),
+        }
+    }
+}
+
+/// What bounds the loads on one layout.
+struct Bounds {
+    small: Limit,
+    large: Limit,
+    upserts: Limit,
+}
+
+impl Bounds {
+    fn new(plan: &Common, layout: &Layout) -> Bounds {
+        // A round trip to the client, and one to the replica where the reply waits for it. Both
+        // disks may write at the same time.
+        let (trips, writes) = match (layout.client_ack, layout.ack.as_str()) {
+            (Some(_), _) => (1.0, false),
+            (None, "async") => (1.0, true),
+            _ => (2.0, true),
+        };
+        let commit = |kib| Limit::commit_ms(&plan.directory, trips, if writes { kib } else { 0 });
+        Bounds { small: commit(4), large: commit(64), upserts: Limit::upserts(plan.keys) }
+    }
+
+    fn measure(&mut self) -> Result<()> {
+        self.small.measure()?;
+        self.large.measure()?;
+        self.upserts.measure()
+    }
+
+    fn bind(&self, shape: Shape, found: &mut Rounds) {
+        let commit = if shape.rows == 1 { &self.small } else { &self.large };
+        match shape.depth {
+            1 => {
+                let rate = commit.closed_loop(SCENARIO, shape.clients * shape.rows);
+                found.bind(rate, Some(commit.figure(SCENARIO)));
+            }
+            _ => found.bind(self.upserts.figure(SCENARIO), None),
         }
     }
 }
@@ -131,22 +182,29 @@ pub async fn run(plan: &Common, only: &str, sink: &Sink) -> Result<()> {
             continue;
         }
         measured = true;
-        let scratch = plan.scratch()?;
-        let cluster = Cluster::start(scratch.path(), &layout).await?;
-        load::preload(&cluster, plan.keys).await?;
-        let mut rounds: Vec<Rounds> = shapes.iter().map(|_| Rounds::default()).collect();
-        for round in 0..plan.rounds {
-            for (shape, found) in shapes.iter().zip(&mut rounds) {
-                sink.progress(format!("{}, {shape}, round {}", layout.name, round + 1));
-                found.add(&cluster, *shape, plan).await?;
-                cluster.wait_until_streaming().await?;
-            }
-        }
-        for (shape, found) in shapes.iter().zip(&rounds) {
-            found.put(sink, SCENARIO, &cluster, *shape, plan)?;
-        }
-        cluster.stop().await?;
+        one_layout(plan, &shapes, sink, plan.layout(layout)).await?;
     }
     anyhow::ensure!(measured, "nothing of this scenario has '{only}' in its name");
     Ok(())
+}
+
+async fn one_layout(plan: &Common, shapes: &[Shape], sink: &Sink, layout: Layout) -> Result<()> {
+    let scratch = plan.scratch()?;
+    let cluster = Cluster::start(scratch.path(), &layout).await?;
+    load::preload(&cluster, plan.keys).await?;
+    let mut bounds = Bounds::new(plan, &layout);
+    let mut rounds: Vec<Rounds> = shapes.iter().map(|_| Rounds::default()).collect();
+    for round in 0..plan.rounds {
+        bounds.measure()?;
+        for (shape, found) in shapes.iter().zip(&mut rounds) {
+            sink.progress(format!("{}, {shape}, round {}", layout.name, round + 1));
+            found.add(&cluster, *shape, plan).await?;
+            cluster.wait_until_streaming().await?;
+        }
+    }
+    for (shape, found) in shapes.iter().zip(&mut rounds) {
+        bounds.bind(*shape, found);
+        found.put(sink, SCENARIO, &cluster, *shape, plan)?;
+    }
+    cluster.stop().await
 }

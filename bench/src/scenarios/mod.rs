@@ -1,15 +1,24 @@
 //! One file per scenario.
 
+pub mod catchup;
+pub mod fanout;
+pub mod footprint;
 pub mod frames;
 pub mod ingest;
+pub mod lag;
+pub mod limits;
 pub mod peers;
+pub mod recovery;
+pub mod ship;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
+use serde_json::Value;
 
+use crate::node::Layout;
 use crate::rows::Keys;
 
 /// What all scenarios over real nodes have in common.
@@ -25,6 +34,8 @@ pub struct Common {
     pub pick: Keys,
     /// Where nodes keep their directories.
     pub directory: PathBuf,
+    /// Further flags of all nodes.
+    pub flags: Vec<String>,
 }
 
 impl Common {
@@ -33,7 +44,16 @@ impl Common {
     pub fn tiny(directory: &Path) -> Common {
         let measured = Duration::from_millis(200);
         let directory = directory.to_path_buf();
-        Common { rounds: 1, measured, keys: 500, pick: Keys::Uniform, directory }
+        // Segments as small as they may be: nodes fill them with zeroes before they serve.
+        let flags = vec!["--segment-bytes=64MiB".to_owned()];
+        Common { rounds: 1, measured, keys: 500, pick: Keys::Uniform, directory, flags }
+    }
+
+    /// The layout with the flags that all nodes have.
+    #[must_use]
+    pub fn layout(&self, mut layout: Layout) -> Layout {
+        layout.flags.extend_from_slice(&self.flags);
+        layout
     }
 
     /// A fresh directory for one cluster, removed when dropped.
@@ -47,6 +67,20 @@ impl Common {
             .tempdir_in(&self.directory)
             .with_context(|| format!("making a directory in {}", self.directory.display()))
     }
+}
+
+/// A position of a node's own log out of its status.
+///
+/// # Errors
+/// When status does not have it.
+pub fn log_position(status: &Value, name: &str) -> Result<u64> {
+    status["log"][name].as_u64().with_context(|| format!("no log.{name} in status: {status}"))
+}
+
+/// What a primary's status says of a replica.
+#[must_use]
+pub fn replica_row<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
+    status["replicas"].as_array()?.iter().find(|row| row["name"] == name)
 }
 
 /// A quantile of a histogram of nanoseconds, in milliseconds.

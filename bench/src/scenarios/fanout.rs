@@ -1,0 +1,197 @@
+//! Scenario `fanout`: what each further replica costs the primary, its clients, and in lag.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::limits::Limit;
+use super::{Common, log_position, quantile_ms};
+use crate::figure::Figure;
+use crate::load::{self, Input, OpenLoop, Span};
+use crate::node::{Cluster, Layout};
+use crate::process::cpu_seconds;
+use crate::sink::{Sink, settings};
+use crate::system::System;
+
+const SCENARIO: &str = "fanout";
+const CLIENTS: usize = 8;
+const ROWS: [usize; 2] = [1, 100];
+/// Rate of the open loop that shows the lag.
+const LAG_RATE: f64 = 5_000.0;
+const LAG_MARKERS: f64 = 500.0;
+const LOOK_PAUSE: Duration = Duration::from_micros(100);
+
+/// How many replicas.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// Numbers of replicas, in ascending order; what a primary alone costs is measured as well
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
+    pub replicas: Vec<usize>,
+}
+
+impl Plan {
+    /// Small enough for a test.
+    #[must_use]
+    pub fn tiny() -> Plan {
+        Plan { replicas: vec![1, 2] }
+    }
+}
+
+/// Values of one number of replicas and one size of transactions, one per round.
+#[derive(Default)]
+struct Rounds {
+    rows: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    /// CPU seconds of the primary per million rows.
+    cpu: Vec<f64>,
+    /// CPU seconds of the primary per gigabyte that it sent.
+    cpu_shipped: Vec<f64>,
+}
+
+/// Values of one number of replicas.
+#[derive(Default)]
+struct Found {
+    replicas: usize,
+    loads: [Rounds; 2],
+    lag_p50: Vec<f64>,
+    lag_p99: Vec<f64>,
+}
+
+/// Runs the scenario.
+///
+/// # Errors
+/// When a node fails or refuses a write.
+pub async fn run(plan: &Common, options: &Plan, sink: &Sink) -> Result<()> {
+    let counts = std::iter::once(0).chain(options.replicas.iter().copied().filter(|n| *n > 0));
+    let mut all = Vec::new();
+    for replicas in counts {
+        let scratch = plan.scratch()?;
+        let layout = plan.layout(Layout { replicas, ..Layout::asynchronous() });
+        let cluster = Cluster::start(scratch.path(), &layout).await?;
+        load::preload(&cluster, plan.keys).await?;
+        let mut limits = [4, 64].map(|kib| Limit::commit_ms(&plan.directory, 1.0, kib));
+        let mut found = Found { replicas, ..Found::default() };
+        for round in 0..plan.rounds {
+            sink.progress(format!("{replicas} replicas, round {}", round + 1));
+            limits.iter_mut().try_for_each(Limit::measure)?;
+            one_round(plan, &cluster, &mut found).await?;
+        }
+        cluster.stop().await?;
+        put(plan, sink, &found, &limits)?;
+        all.push(found);
+    }
+    further(plan, sink, &all)
+}
+
+async fn one_round(plan: &Common, cluster: &Cluster, found: &mut Found) -> Result<()> {
+    let input = |transaction_rows| Input { keys: plan.keys, pick: plan.pick, transaction_rows };
+    let span = Span::of(plan.measured);
+    for (rows, rounds) in ROWS.iter().zip(&mut found.loads) {
+        cluster.wait_until_streaming().await?;
+        let before = costs(cluster).await?;
+        let ran = load::closed(cluster, CLIENTS, 1, input(*rows), span).await?;
+        // What is still to be sent belongs to this load.
+        cluster.wait_until_streaming().await?;
+        let after = costs(cluster).await?;
+        rounds.rows.push(ran.per_second() * *rows as f64);
+        rounds.p50.push(quantile_ms(&ran.latency, 0.5));
+        rounds.p99.push(quantile_ms(&ran.latency, 0.99));
+        let cpu = after.cpu - before.cpu;
+        rounds.cpu.push(cpu / ((after.rows - before.rows) as f64 / 1e6));
+        let shipped = (after.log - before.log) as f64 * found.replicas as f64 / 1e9;
+        if shipped > 0.0 {
+            rounds.cpu_shipped.push(cpu / shipped);
+        }
+    }
+    if found.replicas > 0 {
+        let (rate, markers, look_pause) = (LAG_RATE, LAG_MARKERS, LOOK_PAUSE);
+        let open = OpenLoop { rate, clients: CLIENTS, markers, look_pause };
+        let lags = load::open(cluster, open, input(1), span).await?;
+        found.lag_p50.push(quantile_ms(&lags.visible, 0.5));
+        found.lag_p99.push(quantile_ms(&lags.visible, 0.99));
+    }
+    Ok(())
+}
+
+/// What the primary has done so far.
+struct Costs {
+    cpu: f64,
+    log: u64,
+    rows: u64,
+}
+
+async fn costs(cluster: &Cluster) -> Result<Costs> {
+    let status = cluster.primary.status().await?;
+    let rows = status["counters"]["rows"].as_u64().unwrap_or(0);
+    let log = log_position(&status, "appended")?;
+    Ok(Costs { cpu: cpu_seconds(cluster.primary.pid()), log, rows })
+}
+
+fn describe(plan: &Common, replicas: usize) -> Value {
+    settings(
+        "O_DSYNC on the primary",
+        json!({
+            "replicas": replicas, "clients": CLIENTS, "keys": plan.keys, "flags": plan.flags,
+            "pick": plan.pick.to_string(), "seconds": plan.measured.as_secs_f64(),
+            "lag_at_rows_per_second": LAG_RATE, "cpu_of": "primary",
+        }),
+    )
+}
+
+fn put(plan: &Common, sink: &Sink, found: &Found, limits: &[Limit]) -> Result<()> {
+    let settings = describe(plan, found.replicas);
+    for ((rows, rounds), limit) in ROWS.iter().zip(&found.loads).zip(limits) {
+        let name = format!("{} replicas, {CLIENTS} clients x {rows} rows", found.replicas);
+        let figure = |what: &str, unit, values: &Vec<f64>| {
+            Figure::new(SCENARIO, &format!("{name}: {what}"), unit, values.clone())
+        };
+        let rate = limit.closed_loop(SCENARIO, CLIENTS * rows);
+        sink.figure(&figure("rows/s", "rows/s", &rounds.rows).with_limit(&rate), &settings)?;
+        let p50 = figure("p50", "ms", &rounds.p50).with_limit(&limit.figure(SCENARIO));
+        sink.figure(&p50, &settings)?;
+        sink.figure(&figure("p99", "ms", &rounds.p99), &settings)?;
+        sink.figure(&figure("CPU per million rows", "s", &rounds.cpu), &settings)?;
+        if !rounds.cpu_shipped.is_empty() {
+            sink.figure(&figure("CPU per GB shipped", "s/GB", &rounds.cpu_shipped), &settings)?;
+        }
+    }
+    for (what, values) in [("p50", &found.lag_p50), ("p99", &found.lag_p99)] {
+        if !values.is_empty() {
+            let name = format!("{} replicas, {LAG_RATE} rows/s: visible {what}", found.replicas);
+            sink.figure(&Figure::new(SCENARIO, &name, "ms", values.clone()), &settings)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the second and each further replica costs the primary, against the first: per row, since a
+/// primary with more replicas writes fewer rows in the same time.
+fn further(plan: &Common, sink: &Sink, all: &[Found]) -> Result<()> {
+    let with = |count| all.iter().find(|found| found.replicas == count);
+    let (Some(none), Some(one)) = (with(0), with(1)) else { return Ok(()) };
+    for (at, rows) in ROWS.iter().enumerate() {
+        let cpu = |found: &Found, round: usize| found.loads[at].cpu[round];
+        let first = |round| cpu(one, round) - cpu(none, round);
+        if (0..plan.rounds).any(|round| first(round) <= 0.0) {
+            sink.say(&format!("{rows} rows: the first replica's cost is lost in the noise"));
+            continue;
+        }
+        for found in all.iter().filter(|found| found.replicas > 1) {
+            let others = (found.replicas - 1) as f64;
+            // A small difference of large numbers: all rounds are shown, negative ones too, for
+            // the range says how little of it is known.
+            let each = |round| (cpu(found, round) - cpu(one, round)) / others / first(round);
+            let name = format!(
+                "{CLIENTS} clients x {rows} rows, CPU of each replica from the second to number \
+                 {} against the first",
+                found.replicas
+            );
+            let figure = Figure::new(SCENARIO, &name, "x", (0..plan.rounds).map(each).collect());
+            sink.figure(&figure, &describe(plan, found.replicas))?;
+        }
+    }
+    Ok(())
+}

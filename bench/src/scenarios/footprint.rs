@@ -1,0 +1,142 @@
+//! Scenario `footprint`: memory of primary and replica, idle, loaded, and with a replica that is
+//! gone; and bytes of log and of wire per row.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Common, log_position, replica_row};
+use crate::figure::Figure;
+use crate::load::{self, Input, Span};
+use crate::node::{Cluster, Layout};
+use crate::process::{private_mib, resident_mib};
+use crate::rows::VALUE_BYTES;
+use crate::sink::{Sink, settings};
+use crate::system::System;
+
+const SCENARIO: &str = "footprint";
+const CLIENTS: usize = 8;
+const ROWS: [usize; 2] = [1, 100];
+/// Bytes of a key on the wire to the primary, as rows have them there and in the log.
+const KEY_BYTES: usize = 8;
+
+/// How much is written while a replica is gone.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// Rows of the backlog
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rows: u64,
+}
+
+impl Plan {
+    /// Small enough for a test.
+    #[must_use]
+    pub fn tiny() -> Plan {
+        Plan { rows: 2_000 }
+    }
+}
+
+/// Figures by name, a value for each round.
+#[derive(Default)]
+struct Found(Vec<(String, &'static str, Vec<f64>)>);
+
+impl Found {
+    fn push(&mut self, name: &str, unit: &'static str, value: f64) {
+        match self.0.iter_mut().find(|known| known.0 == name) {
+            Some(known) => known.2.push(value),
+            None => self.0.push((name.to_owned(), unit, vec![value])),
+        }
+    }
+
+    fn memory(&mut self, name: &str, pid: u32) -> Result<()> {
+        self.push(&format!("{name}: resident"), "MiB", resident_mib(pid)?);
+        self.push(&format!("{name}: private"), "MiB", private_mib(pid)?);
+        Ok(())
+    }
+}
+
+/// Runs the scenario.
+///
+/// # Errors
+/// When a node fails or refuses a write.
+pub async fn run(plan: &Common, options: &Plan, sink: &Sink) -> Result<()> {
+    let mut found = Found::default();
+    for round in 0..plan.rounds {
+        sink.progress(format!("footprint, round {}", round + 1));
+        one_round(plan, options, &mut found).await?;
+    }
+    let settings = settings(
+        "O_DSYNC on the primary",
+        json!({
+            "clients": CLIENTS, "keys": plan.keys, "pick": plan.pick.to_string(), "replicas": 1,
+            "seconds": plan.measured.as_secs_f64(), "backlog_rows": options.rows,
+            "flags": plan.flags, "private": "resident without what is shared with files",
+        }),
+    );
+    let row =
+        Figure::new(SCENARIO, "the row itself", "bytes", vec![(KEY_BYTES + VALUE_BYTES) as f64]);
+    for (name, unit, values) in found.0 {
+        let figure = Figure::new(SCENARIO, &name, unit, values);
+        let figure = if unit == "bytes" { figure.with_limit(&row) } else { figure };
+        sink.figure(&figure, &settings)?;
+    }
+    Ok(())
+}
+
+async fn one_round(plan: &Common, options: &Plan, found: &mut Found) -> Result<()> {
+    let scratch = plan.scratch()?;
+    let layout = plan.layout(Layout::asynchronous());
+    let mut cluster = Cluster::start(scratch.path(), &layout).await?;
+    both(&cluster, "idle, empty", found)?;
+    load::preload(&cluster, plan.keys).await?;
+    for rows in ROWS {
+        cluster.wait_until_streaming().await?;
+        let before = Sent::of(&cluster.primary.status().await?)?;
+        let input = Input { keys: plan.keys, pick: plan.pick, transaction_rows: rows };
+        let load = load::closed(&cluster, CLIENTS, 1, input, Span::of(plan.measured));
+        load.await?;
+        both(&cluster, &format!("loaded, {CLIENTS} clients x {rows} rows"), found)?;
+        cluster.wait_until_streaming().await?;
+        let after = Sent::of(&cluster.primary.status().await?)?;
+        let count = (after.rows - before.rows) as f64;
+        let name = format!("per row, {CLIENTS} clients x {rows} rows");
+        found.push(&format!("log {name}"), "bytes", (after.log - before.log) as f64 / count);
+        let wire = (after.shipped - before.shipped) as f64 / count;
+        found.push(&format!("wire to a replica {name}"), "bytes", wire);
+    }
+    both(&cluster, "after the load", found)?;
+    cluster.detach().await?;
+    for rows in ROWS {
+        let input = Input { keys: plan.keys, pick: plan.pick, transaction_rows: rows };
+        let transactions = options.rows.div_ceil(rows as u64);
+        load::backlog(&cluster, transactions, input, 1).await?;
+        let name = format!("primary, dead replica, backlog of {rows} rows/transaction");
+        found.memory(&name, cluster.primary.pid())?;
+    }
+    cluster.attach().await?;
+    cluster.wait_until_streaming().await?;
+    both(&cluster, "after catching up", found)?;
+    cluster.stop().await
+}
+
+fn both(cluster: &Cluster, when: &str, found: &mut Found) -> Result<()> {
+    found.memory(&format!("primary, {when}"), cluster.primary.pid())?;
+    found.memory(&format!("replica, {when}"), cluster.replica(0)?.pid())
+}
+
+/// What the primary has written and sent so far. Messages beside the log (heartbeats, notices of
+/// what is committed) have no counter and are not in here.
+struct Sent {
+    rows: u64,
+    log: u64,
+    shipped: u64,
+}
+
+impl Sent {
+    fn of(status: &Value) -> Result<Sent> {
+        let replica = replica_row(status, "replica-0").context("no replica in status")?;
+        let shipped = replica["shipped"].as_u64().context("no shipped in status")?;
+        let rows = status["counters"]["rows"].as_u64().context("no counters.rows in status")?;
+        Ok(Sent { rows, log: log_position(status, "appended")?, shipped })
+    }
+}
