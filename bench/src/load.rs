@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -76,6 +77,13 @@ impl Ran {
     }
 }
 
+/// Seeds that no load has had before: a row that is written again with the value that it has is no
+/// work for some systems (MariaDB logs nothing of it).
+fn fresh_seeds(clients: u64) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(clients, Ordering::Relaxed)
+}
+
 /// Writes every key once: what a run starts from.
 ///
 /// # Errors
@@ -130,9 +138,10 @@ pub async fn closed<S: System>(
     }
     let (done, latency) = (Cell::new(0), RefCell::new(latencies()));
     let shared = Rc::new(Shared { began: Instant::now(), span, done, latency });
+    let seeds = fresh_seeds(clients as u64);
     let mut tasks = Vec::new();
     for (at, client) in connections.into_iter().enumerate() {
-        let rows = Rows::new(at as u64 + 1, input.keys, input.pick);
+        let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
         tasks.push(spawn_local(one_client(client, rows, depth, input, shared.clone())));
     }
     join(tasks).await?;
@@ -187,10 +196,11 @@ pub async fn backlog<S: System>(
     number: u64,
 ) -> Result<()> {
     let left = Rc::new(Cell::new(transactions));
+    let seeds = fresh_seeds(BACKLOG_CLIENTS);
     let mut tasks = Vec::new();
     for at in 0..BACKLOG_CLIENTS {
         let mut client = system.backlog_writer().await?;
-        let mut rows = Rows::new(1_000 + at, input.keys, input.pick);
+        let mut rows = Rows::new(seeds + at, input.keys, input.pick);
         let left = left.clone();
         tasks.push(spawn_local(async move {
             loop {
@@ -262,9 +272,10 @@ pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Spa
     // A little later than now: all tasks are there when the first row is due.
     let began = Instant::now() + Duration::from_millis(20);
     let counted = (began + span.warm_up, began + span.warm_up + span.measured);
+    let seeds = fresh_seeds(plan.clients as u64);
     for at in 0..plan.clients {
         let client = system.writer().await?;
-        let rows = Rows::new(at as u64 + 1, input.keys, input.pick);
+        let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
         tasks.push(spawn_local(send_due(client, rows, due.clone(), commit.clone(), counted.0)));
     }
     let markers = spawn_local(send_markers(system.writer().await?, plan.markers, began, counted.1));
