@@ -237,6 +237,10 @@ impl Peer for Mariadb {
         for entry in std::fs::read_dir(&data)? {
             bytes += entry?.metadata()?.len();
         }
+        let last = column(self.primary_port, "SHOW MASTER STATUS", "File").await?;
+        let end = column(self.primary_port, "SHOW MASTER STATUS", "Position").await?;
+        let fetched = std::fs::metadata(data.join(&last)).map_or(0, |file| file.len());
+        ensure!(fetched.to_string() == end, "mariadb-binlog: {fetched} bytes of {last}, not {end}");
         std::fs::remove_dir_all(&data)?;
         Ok((bytes, taken))
     }

@@ -217,6 +217,10 @@ impl Peer for Postgres {
         let began = Instant::now();
         programs.run("pg_receivewal", &arguments)?;
         let taken = began.elapsed();
+        // Files have their full length from the beginning.
+        let files = std::fs::read_dir(&data)?.count() as u64;
+        let needed = (to - from).div_ceil(WAL_FILE_BYTES);
+        ensure!(files >= needed, "pg_receivewal: {files} files of {needed}");
         std::fs::remove_dir_all(&data)?;
         execute(port, "SELECT pg_drop_replication_slot('fetch')").await?;
         Ok((to - from, taken))
