@@ -215,6 +215,9 @@ async fn lag<S: System>(system: &S, plan: &Plan) -> Result<Round> {
 async fn measure<S: System>(system: &mut S, task: Task, plan: &Plan) -> Result<Round> {
     // Also takes back what the last round's markers left.
     settle(system, 0, CATCH_UP_TIMEOUT).await?;
+    // Nor does the disk still write what the other left, or what making directories left.
+    let directory = std::fs::File::open(&plan.common.directory)?;
+    rustix::fs::syncfs(&directory).context("syncing the file system of the nodes")?;
     let round = match task {
         Task::Closed(_, shape) => closed(system, shape, plan).await,
         Task::Catchup(rows) => catch_up(system, rows, plan).await,
