@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 out="${BENCH_OUT:-${CARGO_TARGET_DIR:-target}/bench}"
 common=(--rounds "${BENCH_ROUNDS:-3}" --seconds "${BENCH_SECONDS:-4}" --out "$out")
 soak_seconds="${BENCH_SOAK_SECONDS:-1800}"
-ship=() catchup=() lag=() fanout=() recovery=() footprint=()
+ship=() catchup=() lag=() fanout=() recovery=() footprint=() peers=()
 if [ "${BENCH_TINY:-0}" = 1 ]; then
     common=(--rounds 1 --seconds 0.3 --keys 1000 --out "$out")
     # As small as they may be: nodes fill segments with zeroes before they serve.
@@ -26,6 +26,7 @@ if [ "${BENCH_TINY:-0}" = 1 ]; then
     fanout=("${small[@]}" --replicas 1,2)
     recovery=("${small[@]}" --megabytes 4 --times-keys 1)
     footprint=("${small[@]}" --rows 5000)
+    peers=(--rows 2000 --rate 1000)
 fi
 
 cargo build --release --locked --package rowship --package bench
@@ -57,7 +58,7 @@ step footprint "$bench" footprint "${common[@]}" "${footprint[@]}"
 if [ "${BENCH_PEERS:-1}" != 0 ]; then
     # Unquoted: these are several words.
     # shellcheck disable=SC2086
-    step peers ci/peers.sh "${common[@]}" ${BENCH_PEERS_ARGS:-}
+    step peers ci/peers.sh "${common[@]}" "${peers[@]}" ${BENCH_PEERS_ARGS:-}
 fi
 if [ "$soak_seconds" != 0 ]; then
     # No dot before the suffix: the report takes it for none of its own curves.

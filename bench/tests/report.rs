@@ -46,8 +46,8 @@ fn made_up(directory: &Path) -> Sink {
             put(figure.with_limit(&limit), rows, 8);
         }
     }
-    let name = "ingest, rowship / mariadb async, 8 clients x 1 rows: ratio";
-    put(Figure::new("peers", name, "ratio", vec![7.9, 8.0, 8.1]), 1, 8);
+    let name = "ingest, rowship async / mariadb async, 8 clients x 1 rows: ratio";
+    put(Figure::new("peers", name, "x", vec![7.9, 8.0, 8.1]), 1, 8);
     for replicas in [1, 2, 4] {
         let name = format!("{replicas} replicas, 8 clients x 1 rows: p50");
         put(Figure::new("fanout", &name, "ms", vec![0.3 * f64::from(replicas)]), 1, 8);

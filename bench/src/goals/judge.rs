@@ -204,7 +204,7 @@ fn divide(goal: &Goal, ours: &Kept, figures: &[Kept]) -> Result<(Quotient, Strin
             let (system, base) = best.ok_or("no system to compare with")?;
             let paired = [name, "rowship"]
                 .into_iter()
-                .find_map(|ours| find(&ratio?.replace("{ours}", ours), system).ok());
+                .find_map(|ours| find(&ratio.replace("{ours}", ours), system).ok());
             let quotient = match paired {
                 Some(Kept { value, min, max, .. }) => {
                     Quotient { value: *value, min: *min, max: *max }

@@ -50,6 +50,8 @@ pub fn whose(system: &str) -> Whose {
 /// The name that became this part of a file's name: that of a figure, if one fits.
 #[must_use]
 pub fn of_file(figures: &[Kept], scenario: &str, file: &str) -> String {
+    // Nothing but the name of what is in every distribution.
+    let file = file.strip_suffix("-latency").unwrap_or(file);
     for figure in figures.iter().filter(|figure| figure.scenario == scenario) {
         let (work, metric) = figure.work_and_metric();
         let stage = metric.rsplit_once(" p").map_or(metric, |(stage, _)| stage);

@@ -78,9 +78,9 @@ fn peers(figures: &[Kept]) -> Result<Vec<Plot>> {
     let (mut ratios, mut works) = (Groups::new(), Groups::new());
     for figure in figures.iter().filter(|figure| figure.scenario == "peers") {
         let (work, metric) = figure.work_and_metric();
-        if metric == "ratio" {
+        if metric.ends_with("ratio") {
             let (work, rest) = work.split_once(", ").unwrap_or((work, work));
-            ratios.add(format!("{work}: ratio, more than 1 is more than the peer"), (rest, figure));
+            ratios.add(format!("{work}: {metric}, ours by the peer's"), (rest, figure));
         } else {
             let parts = names::parts(work);
             let name = format!("{}: {metric}", parts.others.join(", "));
