@@ -85,6 +85,35 @@ fn the_feeder_waits_while_memtables_are_full() {
     check_position(&*table, &log, log.end());
 }
 
+/// Rows that are written over and over do not fill a memtable. It is sealed all the same once the
+/// log is long enough: a restart would have to replay all of it.
+#[test]
+fn rows_written_over_and_over_are_flushed_by_the_length_of_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = Arc::new(open(&directory.path().join("table"), Mark::ZERO).table);
+    let mut log = LogWriter::new(START);
+    let mut random = Random::new(3);
+    let mut harness = Harness::new(table.clone(), Mark::ZERO, 1);
+    let (mut start, mut flushes, mut durable) = (Lsn::ZERO, 0, Lsn::ZERO);
+    for round in 0..2_000u32 {
+        let existed = if round < 4 { Existed::No } else { Existed::Yes };
+        log.put(1, &[(round % 4) as u8], &round.to_le_bytes(), existed);
+        log.frame();
+        harness.feed(vec![log.window(start, log.end(), 1)]);
+        harness.turn(&mut random).flatten().expect("published");
+        start = log.end();
+        assert!(table.status().memtable_bytes < LsmSettings::tiny().memtable_bytes);
+        if let Some(mark) = table.flush().unwrap() {
+            (flushes, durable) = (flushes + 1, mark.lsn);
+            table.recorded(durable).unwrap();
+        }
+        let replayed = start.since(durable);
+        assert!(replayed <= LsmSettings::tiny().replay_bytes + 4096, "{replayed} bytes");
+    }
+    assert!(flushes > 2, "the log was long enough for some");
+    check_position(&*table, &log, log.end());
+}
+
 #[test]
 fn largest_keys_and_large_values_survive_flush_compaction_and_restart() {
     let directory = tempfile::tempdir().unwrap();
