@@ -7,6 +7,7 @@
 
 use super::pending::RowKey;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+use zerocopy::FromZeros;
 
 /// Rows that share a place: as many as fill a line of the processor's cache.
 const WAYS: usize = 4;
@@ -15,15 +16,16 @@ const EXISTS: u64 = 1;
 
 /// One row: 126 bits of two hashes, so that of rows that are told apart wrongly there will not be
 /// one in the life of a cluster (and no client can make one: both are seeded from the log's id).
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, FromZeros)]
+#[repr(C)]
 struct Remembered {
     hash: u64,
     /// The upper bits are of the other hash; then [`VALID`] and [`EXISTS`].
     other: u64,
 }
 
-#[derive(Clone, Default)]
-#[repr(align(64))]
+#[derive(FromZeros)]
+#[repr(C, align(64))]
 struct Place([Remembered; WAYS]);
 
 /// A cache of fixed size.
@@ -34,12 +36,16 @@ pub struct Existence {
 
 impl Existence {
     /// Takes about so many bytes, once they have been used. `seed` is the log's.
+    ///
+    /// # Panics
+    /// When there is not that much address space.
     #[must_use]
     pub fn new(bytes: u64, seed: u64) -> Existence {
         let places = (bytes as usize / size_of::<Place>()).max(1);
-        // A power of two: a place is chosen by bits of the hash.
-        let places = 1usize << places.ilog2();
-        Existence { places: vec![Place::default(); places], seed }
+        // A power of two: a place is chosen by bits of the hash. Pages of zeroes, which take memory
+        // when they are written.
+        let places = Place::new_vec_zeroed(1 << places.ilog2());
+        Existence { places: places.expect("address space for the cache"), seed }
     }
 
     fn remembered(&self, row: &RowKey) -> (usize, Remembered) {

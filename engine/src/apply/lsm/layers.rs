@@ -128,10 +128,14 @@ impl Layered {
         sealed_max: usize,
         promise: impl FnOnce() -> Mark,
     ) -> bool {
-        // Made before the lock is taken: it is an array of some size.
+        // Made before the lock is taken, and only when there is a place for it: it is an array of
+        // some size.
         let layers = self.read();
         if layers.active.bytes() < bytes_min {
             return true;
+        }
+        if layers.sealed.len() >= sealed_max {
+            return false;
         }
         let fresh = Arc::new(Memtable::new(layers.memtable_bytes));
         drop(layers);
