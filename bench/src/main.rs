@@ -1,6 +1,7 @@
 //! `cargo run --release -p bench -- SCENARIO [options] [--json]`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -166,8 +167,17 @@ struct FramesArgs {
     transaction_rows: u32,
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match measure(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(cli: &Cli) -> Result<()> {
     let common = cli.options.common()?;
     let sink = Sink::new(&cli.options.out, cli.options.json)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
