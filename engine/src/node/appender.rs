@@ -6,6 +6,8 @@
 //! a transaction finds what it needs: one free buffer, and the next segment ready if the present
 //! one is full.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rowship_proto::control::{AckPolicyChanged, TableDefinition, TableDefinitions};
 use rowship_proto::frame::{Seal, frame_bytes, sealed_frame};
@@ -123,6 +125,11 @@ impl Appender {
             wall_ns: moment.wall_ns,
             chain_previous: self.chain,
         }
+    }
+
+    /// Whether the open frame has something in it.
+    fn has_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.is_empty())
     }
 
     /// Seals the open frame, if it has something in it.
@@ -360,15 +367,23 @@ impl<E: Edge> Node<E> {
     }
 
     /// Seals the open frame when the writer is free for it.
-    pub(super) fn seal_open_frame(&self) {
-        let Some(primary) = self.primary() else { return };
-        if !self.writes.is_idle() {
-            return;
+    ///
+    /// Returns how long it is better to wait before that.
+    pub(super) fn seal_open_frame(&self) -> Option<Duration> {
+        let primary = self.primary()?;
+        if !self.writes.is_idle() || !primary.appender.borrow().has_open() {
+            return None;
+        }
+        if !self.is_closing()
+            && let Some(wait_ns) = primary.returning.wait_ns(self.edge.now())
+        {
+            return Some(Duration::from_nanos(wait_ns));
         }
         let sealed = primary.appender.borrow_mut().seal_open(self.moment());
         if let Some(run) = sealed {
             self.push_runs(primary, vec![run]);
         }
+        None
     }
 
     /// Sealed frames go to the tip (for links and lanes) and to the writer.

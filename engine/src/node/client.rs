@@ -17,6 +17,7 @@ use rowship_proto::{Lsn, Nanos, Position};
 
 use super::commands;
 use super::outbox::{Needs, Outbox, REPLY_OVERHEAD_BYTES};
+use super::returning::Answered;
 use super::state::{Node, ReplyLimit, Role, count};
 use super::supervise::spawn;
 use crate::apply::table::KEY_BYTES_MAX;
@@ -60,6 +61,8 @@ pub struct Client<E: Edge> {
     pub limits: RowLimits,
     /// Replies on their way out.
     pub outbox: Outbox,
+    /// Its last write was answered, and it has not written again.
+    pub answered: Cell<Option<Answered>>,
     stream: E::Stream,
     /// A read is pending, which will tell when the client goes away.
     reading: Cell<bool>,
@@ -98,6 +101,7 @@ async fn serve<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
             value_bytes_max,
         },
         outbox: Outbox::new(settings.replies_bytes_max, node.reply_bytes_max()),
+        answered: Cell::new(None),
         stream,
         reading: Cell::new(false),
         hung_up: Cell::new(None),
@@ -261,7 +265,7 @@ fn next_batch<E: Edge>(node: &Node<E>, client: &Client<E>) -> Option<Option<Vec<
     }
     let mut together = BytesMut::new();
     let mut parts = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut wrote) = (0, false);
     while let Some(reply) = queue.front() {
         let told = match node.judge(&reply.needs) {
             Verdict::Wait => break,
@@ -272,6 +276,7 @@ fn next_batch<E: Edge>(node: &Node<E>, client: &Client<E>) -> Option<Option<Vec<
             break;
         }
         let reply = queue.pop_front().expect("just seen");
+        wrote |= reply.needs.own.is_some();
         outbox.bytes.set(outbox.bytes.get() - reply.bytes.len() - REPLY_OVERHEAD_BYTES);
         let out = match told {
             None => reply.bytes,
@@ -294,6 +299,9 @@ fn next_batch<E: Edge>(node: &Node<E>, client: &Client<E>) -> Option<Option<Vec<
     }
     if !together.is_empty() {
         parts.push(together.freeze());
+    }
+    if wrote && let Some(primary) = node.primary() {
+        client.answered.set(Some(primary.returning.answer(node.edge.now())));
     }
     (!parts.is_empty()).then_some(Some(parts))
 }

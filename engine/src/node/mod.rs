@@ -47,6 +47,7 @@ pub mod pieces;
 pub mod receive;
 pub mod reign;
 pub mod retention;
+pub mod returning;
 pub mod rows;
 pub mod scans;
 pub mod segments;

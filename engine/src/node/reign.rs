@@ -24,6 +24,7 @@ use super::greeting::Greeting;
 use super::latency::Stamps;
 use super::lent::Lent;
 use super::pending::{Pending, PendingImage, RowKey};
+use super::returning::Returning;
 use super::settings::Settings;
 use super::state::{Node, PrimaryRole, ReplyLimit};
 use crate::edge::Edge;
@@ -91,6 +92,7 @@ pub fn role<E: Edge>(
         greeting: Greeting::new(settings.node.replicas_max),
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
+        returning: Returning::default(),
         epoch,
         known: super::retention::Known::default(),
         opening_left: Cell::new(log.opening_left),

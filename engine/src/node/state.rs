@@ -24,6 +24,7 @@ use super::existence::Existence;
 use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
+use super::returning::Returning;
 use super::segments::Segments;
 use super::settings::Settings;
 use super::signal::Signal;
@@ -148,6 +149,8 @@ pub struct PrimaryRole<E: Edge> {
     pub stages: RefCell<BTreeMap<String, Stages>>,
     /// Up to where replies may leave, by policy in use. The first is the node's own.
     pub limits: RefCell<Vec<ReplyLimit>>,
+    /// Who is about to write again.
+    pub returning: Returning,
     /// The epoch.
     pub epoch: Epoch,
     /// Replicas known in all reigns.

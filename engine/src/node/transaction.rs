@@ -218,6 +218,9 @@ fn execute_all<E: Edge>(
             Written::Nothing => {}
             Written::To(end) => {
                 client.last_write.set(end);
+                if let Some(last) = client.answered.take() {
+                    primary.returning.returned(last, node.edge.now());
+                }
                 needs.own = Some((policy, end));
             }
             Written::Refused(reply) => return Some((this.refused(reply), needs)),

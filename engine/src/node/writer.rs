@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rowship_proto::FrameHeader;
@@ -81,6 +82,14 @@ impl WriteQueue {
 /// Most runs of one gathered write.
 const BATCH_RUNS_MAX: usize = 256;
 
+/// What the writer does next.
+enum Next {
+    Write(Vec<Run>),
+    /// Lets clients come back that were just answered, at most so long.
+    Wait(Duration),
+    End,
+}
+
 /// Runs until the node stops and everything is written.
 pub async fn run<E: Edge>(node: Rc<Node<E>>) {
     loop {
@@ -89,23 +98,45 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         let next = node
             .changed
             .until(|| {
-                node.seal_open_frame();
+                if let Some(left) = node.seal_open_frame() {
+                    return Some(Next::Wait(left));
+                }
                 let batch = node.writes.take_batch(batch_bytes);
                 if !batch.is_empty() {
-                    return Some(Some(batch));
+                    return Some(Next::Write(batch));
                 }
-                node.is_closing().then_some(None)
+                node.is_closing().then_some(Next::End)
             })
             .await;
-        let Some(batch) = next else { return };
+        let batch = match next {
+            Next::Write(batch) => batch,
+            Next::Wait(left) => {
+                let all = node.changed.until(|| node.seal_open_frame().is_none().then_some(()));
+                tokio::select! {
+                    biased;
+                    () = all => {}
+                    () = tokio::time::sleep(left) => {}
+                }
+                continue;
+            }
+            Next::End => return,
+        };
         node.writes.busy.set(true);
         if planted(Bug::AckBeforeSync) {
             node.handle_durable(batch.last().expect("never empty"));
         }
+        let started = node.edge.now();
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
-            Ok(()) => node.handle_durable(batch.last().expect("never empty")),
+            Ok(()) => {
+                if let Some(primary) = node.primary() {
+                    primary.returning.written(node.edge.now().saturating_sub(started));
+                }
+                node.handle_durable(batch.last().expect("never empty"));
+                // Answers first: who they go to decides when the next write begins.
+                tokio::task::yield_now().await;
+            }
             Err(error) => {
                 mark(Mark::WriteFailed);
                 return node.stop(Stop::Failed(error));

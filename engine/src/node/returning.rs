@@ -1,0 +1,141 @@
+//! Group commit that knows who is about to come back.
+//!
+//! Clients that wait for each answer before they ask again fall into groups: while one group's
+//! write is on the disk the other's requests come in, and each write carries only a part of them.
+//! Writes are what the disk has fewest of. So, as long as most of those who were answered have
+//! been asking again within the time of a write, the next write waits for them, at most that long.
+//! Where they do not, nothing waits. (PostgreSQL's `commit_delay` and `commit_siblings` and
+//! MariaDB's `binlog_commit_wait_usec` are the same idea with numbers that somebody must choose.)
+
+use std::cell::Cell;
+
+use rowship_proto::Nanos;
+
+/// Who was answered since the last write ended, who came back, and how often they do.
+#[derive(Default)]
+pub struct Returning {
+    /// Counts write completions: an answer belongs to one.
+    round: Cell<u64>,
+    /// Connections answered in this round.
+    answered: Cell<u32>,
+    /// Of those, how many have written again.
+    returned: Cell<u32>,
+    /// When the last of them was answered.
+    answered_at: Cell<Nanos>,
+    /// Mean of what writes take.
+    write_ns: Cell<Nanos>,
+    /// Answers of late, and how many of them were followed by a write within the time of one.
+    habit: Cell<(u32, u32)>,
+}
+
+/// A connection's last answer to a write.
+#[derive(Clone, Copy)]
+pub struct Answered {
+    round: u64,
+    at: Nanos,
+}
+
+/// Answers over which the habit is counted, before older ones count half.
+const HABIT_ANSWERS: u32 = 256;
+/// The longest that a write is ever held up.
+const WAIT_NS_MAX: Nanos = 1_000_000;
+
+impl Returning {
+    /// A write has ended that took so long. Answers follow.
+    pub fn written(&self, took_ns: Nanos) {
+        let mean = self.write_ns.get();
+        self.write_ns.set(if mean == 0 { took_ns } else { mean - mean / 8 + took_ns / 8 });
+        self.round.set(self.round.get() + 1);
+        self.answered.set(0);
+        self.returned.set(0);
+    }
+
+    /// A connection is being answered that has written.
+    pub fn answer(&self, now: Nanos) -> Answered {
+        self.answered.set(self.answered.get() + 1);
+        self.answered_at.set(now);
+        let (answers, fast) = self.habit.get();
+        let half = answers >= HABIT_ANSWERS;
+        self.habit.set(if half { (answers / 2 + 1, fast / 2) } else { (answers + 1, fast) });
+        Answered { round: self.round.get(), at: now }
+    }
+
+    /// It writes again.
+    pub fn returned(&self, last: Answered, now: Nanos) {
+        if last.round == self.round.get() {
+            self.returned.set(self.returned.get() + 1);
+        }
+        if now.saturating_sub(last.at) <= self.patience() {
+            let (answers, fast) = self.habit.get();
+            self.habit.set((answers, (fast + 1).min(answers)));
+        }
+    }
+
+    /// How much longer the next write should wait for those who are about to come back.
+    #[must_use]
+    pub fn wait_ns(&self, now: Nanos) -> Option<Nanos> {
+        let (answers, fast) = self.habit.get();
+        let expected = u64::from(self.answered.get()) * u64::from(fast) / u64::from(answers.max(1));
+        if fast * 2 < answers || u64::from(self.returned.get()) >= expected {
+            return None;
+        }
+        let until = self.answered_at.get() + self.patience();
+        (until > now).then(|| until - now)
+    }
+
+    fn patience(&self) -> Nanos {
+        self.write_ns.get().min(WAIT_NS_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WRITE_NS: Nanos = 100_000;
+
+    /// Rounds of four connections, each of which writes again `after_ns` behind its answer.
+    fn rounds(after_ns: Nanos) -> (Returning, Nanos) {
+        let (returning, mut now) = (Returning::default(), 0);
+        for _ in 0..20 {
+            returning.written(WRITE_NS);
+            let answers: Vec<Answered> = (0..4).map(|_| returning.answer(now)).collect();
+            now += after_ns;
+            answers.into_iter().for_each(|last| returning.returned(last, now));
+        }
+        (returning, now)
+    }
+
+    #[test]
+    fn a_write_waits_for_those_who_come_back_and_no_longer_than_a_write_takes() {
+        let (returning, now) = rounds(WRITE_NS / 2);
+        returning.written(WRITE_NS);
+        assert_eq!(returning.wait_ns(now), None, "nobody was answered");
+        let answers: Vec<Answered> = (0..4).map(|_| returning.answer(now)).collect();
+        assert_eq!(returning.wait_ns(now + 10), Some(WRITE_NS - 10));
+        assert_eq!(returning.wait_ns(now + WRITE_NS), None, "its time is over");
+        answers[1..].iter().for_each(|last| returning.returned(*last, now + 10));
+        assert!(returning.wait_ns(now + 10).is_some());
+        returning.returned(answers[0], now + 10);
+        assert_eq!(returning.wait_ns(now + 10), None, "all are back");
+    }
+
+    #[test]
+    fn nothing_waits_where_clients_take_their_time() {
+        let (returning, now) = rounds(WRITE_NS * 3);
+        returning.written(WRITE_NS);
+        returning.answer(now);
+        assert_eq!(returning.wait_ns(now), None);
+    }
+
+    #[test]
+    fn a_slow_disk_does_not_make_it_wait_for_longer_than_the_limit() {
+        let returning = Returning::default();
+        returning.written(1_000 * WAIT_NS_MAX);
+        let last = returning.answer(0);
+        returning.returned(last, 1);
+        returning.written(1_000 * WAIT_NS_MAX);
+        returning.answer(0);
+        assert_eq!(returning.wait_ns(0), Some(WAIT_NS_MAX));
+    }
+}
