@@ -46,7 +46,11 @@ impl Returning {
         let mean = self.write_ns.get();
         self.write_ns.set(if mean == 0 { took_ns } else { mean - mean / 8 + took_ns / 8 });
         self.round.set(self.round.get() + 1);
-        self.answered.set(0);
+        let (mut answers, mut fast) = self.habit.get();
+        if answers >= HABIT_ANSWERS {
+            (answers, fast) = (answers / 2, fast / 2);
+        }
+        self.habit.set((answers + self.answered.take(), fast));
         self.returned.set(0);
     }
 
@@ -54,9 +58,6 @@ impl Returning {
     pub fn answer(&self, now: Nanos) -> Answered {
         self.answered.set(self.answered.get() + 1);
         self.answered_at.set(now);
-        let (answers, fast) = self.habit.get();
-        let half = answers >= HABIT_ANSWERS;
-        self.habit.set(if half { (answers / 2 + 1, fast / 2) } else { (answers + 1, fast) });
         Answered { round: self.round.get(), at: now }
     }
 
@@ -67,7 +68,7 @@ impl Returning {
         }
         if now.saturating_sub(last.at) <= self.patience() {
             let (answers, fast) = self.habit.get();
-            self.habit.set((answers, (fast + 1).min(answers)));
+            self.habit.set((answers, fast + 1));
         }
     }
 
@@ -75,7 +76,9 @@ impl Returning {
     #[must_use]
     pub fn wait_ns(&self, now: Nanos) -> Option<Nanos> {
         let (answers, fast) = self.habit.get();
-        let expected = u64::from(self.answered.get()) * u64::from(fast) / u64::from(answers.max(1));
+        // Of this round's answers, only the fast ones are known yet.
+        let (answers, fast) = (u64::from(answers.max(1)), u64::from(fast.min(answers)));
+        let expected = (u64::from(self.answered.get()) * fast + answers / 2) / answers;
         if fast * 2 < answers || u64::from(self.returned.get()) >= expected {
             return None;
         }
