@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 out="${BENCH_OUT:-${CARGO_TARGET_DIR:-target}/bench}"
 common=(--rounds "${BENCH_ROUNDS:-3}" --seconds "${BENCH_SECONDS:-4}" --out "$out")
 soak_seconds="${BENCH_SOAK_SECONDS:-1800}"
-ship=() catchup=() lag=() fanout=() recovery=() footprint=() peers=()
+ship=() catchup=() lag=() fanout=() growth=() recovery=() footprint=() peers=()
 if [ "${BENCH_TINY:-0}" = 1 ]; then
     common=(--rounds 1 --seconds 0.3 --keys 1000 --out "$out")
     # As small as they may be: nodes fill segments with zeroes before they serve.
@@ -24,6 +24,7 @@ if [ "${BENCH_TINY:-0}" = 1 ]; then
     catchup=("${small[@]}" --rows 5000)
     lag=("${small[@]}" --rates 1000,5000 --pause-ms 100)
     fanout=("${small[@]}" --replicas 1,2)
+    growth=("${small[@]}" --rows 40000,80000)
     recovery=("${small[@]}" --megabytes 4 --times-keys 1)
     footprint=("${small[@]}" --rows 5000)
     peers=(--rows 2000 --rate 1000)
@@ -53,6 +54,7 @@ step ship "$bench" ship "${common[@]}" "${ship[@]}"
 step catchup "$bench" catchup "${common[@]}" "${catchup[@]}"
 step lag "$bench" lag "${common[@]}" "${lag[@]}"
 step fanout "$bench" fanout "${common[@]}" "${fanout[@]}"
+step growth "$bench" growth "${common[@]}" "${growth[@]}"
 step recovery "$bench" recovery "${common[@]}" "${recovery[@]}"
 step footprint "$bench" footprint "${common[@]}" "${footprint[@]}"
 if [ "${BENCH_PEERS:-1}" != 0 ]; then

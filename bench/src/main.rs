@@ -101,6 +101,8 @@ enum Scenario {
     Lag(scenarios::lag::Plan),
     /// What each further replica costs
     Fanout(scenarios::fanout::Plan),
+    /// What a row costs as the log gets longer, and how much memory nodes have then
+    Growth(scenarios::growth::Plan),
     /// How long a primary takes to start
     Recovery(scenarios::recovery::Plan),
     /// Memory, and bytes per row
@@ -206,6 +208,7 @@ async fn run(scenario: &Scenario, common: &Common, sink: &Sink) -> Result<()> {
         Scenario::Catchup(plan) => scenarios::catchup::run(common, plan, sink).await,
         Scenario::Lag(plan) => scenarios::lag::run(common, plan, sink).await,
         Scenario::Fanout(plan) => scenarios::fanout::run(common, plan, sink).await,
+        Scenario::Growth(plan) => scenarios::growth::run(common, plan, sink).await,
         Scenario::Recovery(plan) => scenarios::recovery::run(common, plan, sink).await,
         Scenario::Footprint(plan) => scenarios::footprint::run(common, plan, sink).await,
         Scenario::Peers(args) => peers::run(&args.plan(common), sink).await,

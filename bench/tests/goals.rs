@@ -57,9 +57,15 @@ fn all() -> Vec<Kept> {
     for rows in [1, 100] {
         for (pick, rate) in [("uniform", 1.0), ("zipf 0.99", 1.1), ("hot key", 2.0)] {
             let name = format!("rowship async, {rows} rows/transaction, {pick}");
-            put("catchup", &format!("{name}: rows/s"), "rows/s", rate, false);
+            put("catchup", &format!("{name}: written rows/s"), "rows/s", rate, false);
             // Must not be taken for the one without writes.
-            put("catchup", &format!("{name}, writes going on: rows/s"), "rows/s", 0.5, false);
+            put(
+                "catchup",
+                &format!("{name}, writes going on: written rows/s"),
+                "rows/s",
+                0.5,
+                false,
+            );
         }
         for from in ["page cache", "cold file"] {
             let name = format!("ship, {rows} rows/transaction, {from}");
@@ -72,15 +78,15 @@ fn all() -> Vec<Kept> {
         }
         let each = "CPU of each replica from the second to number 4 against the first";
         put("fanout", &format!("8 clients x {rows} rows, {each}"), "x", 0.5, false);
-        let name = format!("primary, dead replica, backlog of {rows} rows/transaction: resident");
+        let name = format!("primary, dead replica, backlog of {rows} rows/transaction: private");
         put("footprint", &name, "MiB", 100.0, false);
     }
     put("lag", "5000 rows/s: visible p99.9", "ms", 2.0, true);
     put("lag", "50000 rows/s: visible p99", "ms", 2.0, true);
     put("lag", "50000 rows/s: visible p99.9", "ms", 9.0, true);
-    put("footprint", "primary, after the load: resident", "MiB", 99.0, false);
-    put("footprint", "replica, after the load: resident", "MiB", 99.0, false);
-    put("footprint", "replica, after catching up: resident", "MiB", 99.0, false);
+    put("footprint", "primary, after as many rows: private", "MiB", 99.0, false);
+    put("footprint", "replica, after as many rows: private", "MiB", 99.0, false);
+    put("footprint", "replica, after catching up: private", "MiB", 99.0, false);
     put("soak", "1800 s, primary: growth of memory", "x", 1.01, false);
     put("soak", "1800 s, replica 1: growth of memory", "x", 1.02, false);
     put("growth", "1 M rows of log: cost per row", "us", 1.0, false);

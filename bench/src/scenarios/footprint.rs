@@ -105,11 +105,15 @@ async fn one_round(plan: &Common, options: &Plan, found: &mut Found) -> Result<(
         found.push(&format!("wire to a replica {name}"), "bytes", wire);
     }
     both(&cluster, "after the load", found)?;
+    // The same rows twice, with the replica and without: tables fill up to their bound either way.
+    for rows in ROWS {
+        backlog(plan, options, &cluster, rows).await?;
+    }
+    cluster.wait_until_streaming().await?;
+    both(&cluster, "after as many rows", found)?;
     cluster.detach().await?;
     for rows in ROWS {
-        let input = Input { keys: plan.keys, pick: plan.pick, transaction_rows: rows };
-        let transactions = options.rows.div_ceil(rows as u64);
-        load::backlog(&cluster, transactions, input, 1).await?;
+        backlog(plan, options, &cluster, rows).await?;
         let name = format!("primary, dead replica, backlog of {rows} rows/transaction");
         found.memory(&name, cluster.primary.pid())?;
     }
@@ -117,6 +121,11 @@ async fn one_round(plan: &Common, options: &Plan, found: &mut Found) -> Result<(
     cluster.wait_until_streaming().await?;
     both(&cluster, "after catching up", found)?;
     cluster.stop().await
+}
+
+async fn backlog(plan: &Common, options: &Plan, cluster: &Cluster, rows: usize) -> Result<()> {
+    let input = Input { keys: plan.keys, pick: plan.pick, transaction_rows: rows };
+    load::backlog(cluster, options.rows.div_ceil(rows as u64), input, 1).await
 }
 
 fn both(cluster: &Cluster, when: &str, found: &mut Found) -> Result<()> {

@@ -4,6 +4,7 @@ pub mod catchup;
 pub mod fanout;
 pub mod footprint;
 pub mod frames;
+pub mod growth;
 pub mod ingest;
 pub mod lag;
 pub mod limits;
