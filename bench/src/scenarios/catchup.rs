@@ -213,7 +213,7 @@ fn put(
             "rows": options.rows, "transaction_rows": case.input.transaction_rows,
             "keys": plan.keys, "pick": case.input.pick.to_string(), "replicas": 1,
             "writers_beside": if case.writes { WRITERS } else { 0 }, "flags": plan.flags,
-            "rows_counted": "rows in the log: a key twice in a transaction is one; written rows: all",
+            "rows_counted": "in the log: a key twice in a transaction is one; written: all",
             "counted": "from before the replica's process is started until it shows the last row",
         }),
     );
