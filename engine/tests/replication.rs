@@ -4,7 +4,7 @@ mod support;
 
 use rowship::cli::reply::Reply;
 use rowship_proto::ack::NodeName;
-use rowship_proto::message::{Hello, Message, PROTOCOL_VERSIONS};
+use rowship_proto::message::{Hello, Message, PROTOCOL_VERSIONS, Ready};
 use rowship_proto::{Epoch, EpochHistory, LogId, Lsn};
 use support::peer::Peer;
 use support::{Node, assert_identical};
@@ -112,17 +112,7 @@ fn a_hello_alone_keeps_no_segment() {
     let mut primary = Node::primary(scratch.path(), "primary", &["--checkpoint-ms", "10"]);
     primary.start();
     let mut ghost = Peer::connect(&primary.replication_address());
-    ghost.say(&Message::Hello(Hello {
-        versions: PROTOCOL_VERSIONS,
-        log_id: LogId::NONE,
-        node_id: 99,
-        incarnation: 99,
-        highest_epoch: Epoch::NONE,
-        end: Lsn::ZERO,
-        client_port: 0,
-        history: EpochHistory::default(),
-        name: NodeName::new("ghost").unwrap(),
-    }));
+    ghost.say(&hello("ghost"));
     primary.until("joining", |status| status["replicas"][0]["state"] == "joining");
     let mut replica = Node::replica(scratch.path(), "r1", &primary, &[]);
     replica.start();
@@ -133,4 +123,38 @@ fn a_hello_alone_keeps_no_segment() {
     });
     let known = std::fs::read_to_string(&known).unwrap();
     assert!(!known.contains("ghost"), "{known}");
+}
+
+fn hello(name: &str) -> Message {
+    Message::Hello(Hello {
+        versions: PROTOCOL_VERSIONS,
+        log_id: LogId::NONE,
+        node_id: 99,
+        incarnation: 99,
+        highest_epoch: Epoch::NONE,
+        end: Lsn::ZERO,
+        client_port: 0,
+        history: EpochHistory::default(),
+        name: NodeName::new(name).unwrap(),
+    })
+}
+
+#[test]
+fn a_replica_that_is_behind_hears_first_how_far() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut primary = Node::primary(scratch.path(), "primary", &[]);
+    primary.start();
+    let mut client = primary.client();
+    for at in 0..100 {
+        client.ask(&["SET", &format!("t:{at}"), &"v".repeat(1000)]).unwrap();
+    }
+    let appended = primary.status()["log"]["appended"].as_u64().unwrap();
+    let mut behind = Peer::connect(&primary.replication_address());
+    behind.say(&hello("behind"));
+    let Some(Message::Welcome(welcome)) = behind.hear() else { panic!("no welcome") };
+    assert!(welcome.resume.0 + 100_000 < appended, "{} of {appended}", welcome.resume);
+    let (resume, chain, visible) = (welcome.resume, welcome.resume_chain, Lsn::ZERO);
+    behind.say(&Message::Ready(Ready { resume, chain, visible }));
+    let Some(Message::Notice(notice)) = behind.hear() else { panic!("no notice") };
+    assert_eq!(notice.appended.0, appended);
 }

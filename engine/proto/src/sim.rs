@@ -59,6 +59,8 @@ named! {
         SegmentRolled = "segment-rolled",
         /// A retired segment became a new one.
         SegmentRecycled = "segment-recycled",
+        /// A segment that will be filled from a backlog was only reserved.
+        SegmentReserved = "segment-reserved",
         /// A reign began where a roll was unfinished.
         OpeningRepeated = "opening-repeated",
         /// A torn tail was cut at recovery.

@@ -90,12 +90,27 @@ impl FileDisk {
         self.inner.directory.sync_all()
     }
 
-    fn fill_new_file(&self, path: &Path, bytes: u64) -> io::Result<()> {
+    fn create(&self, name: &str, bytes: u64, zeroes: bool) -> io::Result<()> {
+        let path = self.full_path(name);
+        // A leftover is unlinked, never truncated: someone may still have it mapped.
+        remove_if_there(&path)?;
+        if let Err(error) = self.fill_new_file(&path, bytes, zeroes) {
+            // The error that matters is the first one; what cannot be removed now is replaced
+            // by the next try.
+            let _ = remove_if_there(&path);
+            return Err(error);
+        }
+        self.sync_directory()
+    }
+
+    fn fill_new_file(&self, path: &Path, bytes: u64, zeroes: bool) -> io::Result<()> {
         let file = new_file(path)?;
+        let mut reserved = false;
         if bytes > 0 {
             // First the reservation, so that a full disk is known before anything is written.
             match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Ok(()) => reserved = true,
+                Err(rustix::io::Errno::OPNOTSUPP) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -107,6 +122,9 @@ impl FileDisk {
                     self.inner.free_bytes_min
                 ),
             ));
+        }
+        if reserved && !zeroes {
+            return file.sync_all();
         }
         // Then real zeroes: blocks that are only reserved are converted at their first write, and
         // that costs a journal commit in each of the log's syncs.
@@ -142,16 +160,11 @@ impl Disk for FileDisk {
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
-        let path = self.full_path(name);
-        // A leftover is unlinked, never truncated: someone may still have it mapped.
-        remove_if_there(&path)?;
-        if let Err(error) = self.fill_new_file(&path, bytes) {
-            // The error that matters is the first one; what cannot be removed now is replaced
-            // by the next try.
-            let _ = remove_if_there(&path);
-            return Err(error);
-        }
-        self.sync_directory()
+        self.create(name, bytes, true)
+    }
+
+    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
+        self.create(name, bytes, false)
     }
 
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -267,37 +280,44 @@ mod tests {
     #[test]
     fn created_files_are_zeroed_allocated_and_private() {
         let (directory, disk) = disk();
-        disk.write_durable_at("a", 0, &[7; 10]).unwrap();
-        disk.create_zeroed("a", (1 << 20) + 4096).unwrap();
-        let metadata = std::fs::metadata(directory.path().join("a")).unwrap();
-        assert_eq!(metadata.len(), (1 << 20) + 4096);
-        assert!(metadata.blocks() * 512 >= metadata.len());
-        assert_eq!(metadata.mode() & 0o777, FILE_MODE);
-        let mut bytes = vec![1; 16];
-        disk.read_exact_at("a", 0, &mut bytes).unwrap();
-        assert_eq!(bytes, [0; 16]);
+        let bytes = (1 << 20) + 4096;
+        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
+            disk.write_durable_at("a", 0, &[7; 10]).unwrap();
+            create(&disk, "a", bytes).unwrap();
+            let metadata = std::fs::metadata(directory.path().join("a")).unwrap();
+            assert_eq!(metadata.len(), bytes);
+            assert!(metadata.blocks() * 512 >= metadata.len());
+            assert_eq!(metadata.mode() & 0o777, FILE_MODE);
+            let mut found = vec![1; bytes as usize];
+            disk.read_exact_at("a", 0, &mut found).unwrap();
+            assert!(found.iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]
     fn a_file_that_does_not_fit_leaves_nothing_behind() {
         let (_directory, disk) = disk();
         let bytes = disk.free_bytes().unwrap() * 2;
-        let error = disk.create_zeroed("huge", bytes).unwrap_err();
-        let kind = error.kind();
-        assert!(
-            matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge),
-            "{error}"
-        );
-        assert_eq!(disk.list().unwrap(), []);
+        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
+            let error = create(&disk, "huge", bytes).unwrap_err();
+            let kind = error.kind();
+            assert!(
+                matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge),
+                "{error}"
+            );
+            assert_eq!(disk.list().unwrap(), []);
+        }
     }
 
     #[test]
     fn the_reserve_is_kept_free() {
         let (directory, _) = disk();
         let disk = FileDisk::with_free_bytes_min(directory.path(), u64::MAX).unwrap();
-        let error = disk.create_zeroed("a", 4096).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(disk.list().unwrap(), []);
+        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
+            let error = create(&disk, "a", 4096).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(disk.list().unwrap(), []);
+        }
     }
 
     #[test]

@@ -106,6 +106,9 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// Creates `name` with `bytes` really allocated and zeroed, durable, directory entry
     /// included. The error of a full disk comes from here.
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()>;
+    /// The same, but the blocks may be only reserved, where the file system can: writing to them
+    /// cannot fail for want of space, and costs more than writing to zeroes.
+    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()>;
     /// Writes and syncs, creating the file when it is missing.
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.

@@ -130,7 +130,12 @@ fn an_epoch_start_and_a_segment_end_may_be_torn_too() {
     let mut log = log();
     log.fill_segments(2, 5).unwrap();
     // The next segment is prepared before, so that ending this one is a single write.
-    super::prepare::prepare_next(&log.disk, &log.layout.next(65536).header).unwrap();
+    super::prepare::prepare_next(
+        &log.disk,
+        &log.layout.next(65536).header,
+        super::prepare::Fill::Zeroes,
+    )
+    .unwrap();
     tear(log, |log| log.end_segment().unwrap());
 }
 

@@ -165,7 +165,7 @@ fn prepared_segments_that_cannot_continue_the_log_are_removed() {
     let next = log.layout.next(TINY_SEGMENT_BYTES).header;
     let far = next.next(TINY_SEGMENT_BYTES).next(TINY_SEGMENT_BYTES);
     for header in [&next, &far] {
-        super::prepare::prepare_next(&log.disk, header).unwrap();
+        super::prepare::prepare_next(&log.disk, header, super::prepare::Fill::Zeroes).unwrap();
     }
     let found = recover(&log.disk, &log.input(None)).unwrap();
     assert_eq!(found.segments.last().unwrap().0, next.base);
@@ -179,7 +179,7 @@ fn an_empty_log_and_an_empty_directory_are_told_apart() {
     let log = log(1);
     let none = recover(&disk, &log.input(None)).unwrap_err();
     assert!(matches!(none, LogError::NoSegments { .. }), "{none}");
-    super::prepare::prepare_next(&disk, &log.layout.header).unwrap();
+    super::prepare::prepare_next(&disk, &log.layout.header, super::prepare::Fill::Zeroes).unwrap();
     let empty = recover(&disk, &RecoverInput { history: Default::default(), ..log.input(None) });
     let empty = empty.unwrap();
     assert_eq!((empty.end, empty.chain, empty.frames_read), (Lsn(4096), 0, 0));
@@ -268,6 +268,9 @@ impl Disk for ReadWhileWritten {
     }
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
         self.now.create_zeroed(name, bytes)
+    }
+    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
+        self.now.create_reserved(name, bytes)
     }
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.now.write_durable_at(name, offset, bytes)

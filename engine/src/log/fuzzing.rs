@@ -172,7 +172,11 @@ fn write_log(shape: usize) -> Result<Written, LogError> {
             log.rows(&[10])?;
             log.begin_epoch(4)?;
             log.rows(&[20, 2000])?;
-            prepare::prepare_next(&log.disk, &log.layout.next(TINY_SEGMENT_BYTES).header)?;
+            prepare::prepare_next(
+                &log.disk,
+                &log.layout.next(TINY_SEGMENT_BYTES).header,
+                prepare::Fill::Zeroes,
+            )?;
         }
         _ => {}
     }

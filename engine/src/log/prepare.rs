@@ -5,6 +5,7 @@
 
 use std::io;
 
+use rowship_proto::Lsn;
 use rowship_proto::sim::{Mark, mark};
 
 use super::LogError;
@@ -22,8 +23,27 @@ pub enum Prepared {
     Found,
     /// A spare took its name.
     Recycled,
-    /// Made new, of zeroes.
+    /// Made new.
     Created,
+}
+
+/// What a new segment is filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Zeroes that are written: small writes then change nothing but their own blocks.
+    Zeroes,
+    /// Blocks that are only reserved: each write also converts what it covers, which costs a commit
+    /// of the file system's journal. For large writes that is less than writing all of it twice.
+    Reserved,
+}
+
+impl Fill {
+    /// For a segment of a replica whose primary's log ends at `primary_end`. A segment that lies
+    /// below that as a whole is filled from a backlog, by large writes.
+    #[must_use]
+    pub fn of_replica(header: &SegmentHeader, primary_end: Lsn) -> Fill {
+        if header.end() <= primary_end { Fill::Reserved } else { Fill::Zeroes }
+    }
 }
 
 /// Makes the file of this segment ready, durable: header page written, all blocks there, no live
@@ -32,7 +52,11 @@ pub enum Prepared {
 /// # Errors
 /// [`LogError::DiskFull`]: nothing has changed, try again later. [`LogError::Exists`] when a file
 /// of that name has live frames but is not the same segment. [`LogError::Io`].
-pub fn prepare_next<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Prepared, LogError> {
+pub fn prepare_next<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    fill: Fill,
+) -> Result<Prepared, LogError> {
     let name = header.file_name();
     let files = list_log_files(disk)?;
     let found = files.iter().find(|(file, _)| *file == LogFile::Segment(header.base));
@@ -61,7 +85,7 @@ pub fn prepare_next<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Prepare
     let from = match &recycled {
         Some(spare) => spare.as_str(),
         None => {
-            create(disk, header.segment_bytes)?;
+            create(disk, header.segment_bytes, fill)?;
             TEMPORARY_FILE
         }
     };
@@ -75,9 +99,16 @@ pub fn prepare_next<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Prepare
     Ok(Prepared::Recycled)
 }
 
-fn create<D: Disk>(disk: &D, bytes: u64) -> Result<(), LogError> {
+fn create<D: Disk>(disk: &D, bytes: u64, fill: Fill) -> Result<(), LogError> {
     let file = disk.path(TEMPORARY_FILE);
-    disk.create_zeroed(TEMPORARY_FILE, bytes).map_err(|source| match source.kind() {
+    let created = match fill {
+        Fill::Zeroes => disk.create_zeroed(TEMPORARY_FILE, bytes),
+        Fill::Reserved => {
+            mark(Mark::SegmentReserved);
+            disk.create_reserved(TEMPORARY_FILE, bytes)
+        }
+    };
+    created.map_err(|source| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             LogError::DiskFull { file, bytes, source }
         }
@@ -97,24 +128,34 @@ mod tests {
     }
 
     #[test]
+    fn only_what_the_primary_has_filled_is_reserved() {
+        let (header, end) = (header(65536), Lsn(131_072));
+        assert_eq!(header.end(), end);
+        for known in [Lsn::ZERO, header.base, Lsn(end.0 - 1)] {
+            assert_eq!(Fill::of_replica(&header, known), Fill::Zeroes);
+        }
+        assert_eq!(Fill::of_replica(&header, end), Fill::Reserved);
+    }
+
+    #[test]
     fn a_spare_is_taken_as_it_is_and_a_wrong_one_is_thrown_away() {
         let disk = MemoryDisk::new();
         disk.put("spare-1.log", &[7; 8192]);
         disk.put("spare-2.log", &[8; 65536]);
-        assert_eq!(prepare_next(&disk, &header(65536)).unwrap(), Prepared::Recycled);
+        assert_eq!(prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap(), Prepared::Recycled);
         let files = disk.contents();
         assert_eq!(files.keys().collect::<Vec<_>>(), ["segment-00000000000000065536.log"]);
         let bytes = files.values().next().unwrap();
         assert_eq!(SegmentHeader::parse(&bytes[..4096]), Ok(header(65536)));
         assert!(bytes[4096..].iter().all(|byte| *byte == 8));
-        assert_eq!(prepare_next(&disk, &header(65536)).unwrap(), Prepared::Found);
+        assert_eq!(prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap(), Prepared::Found);
     }
 
     #[test]
     fn an_unwritten_file_of_other_size_is_replaced() {
         let disk = MemoryDisk::new();
-        assert_eq!(prepare_next(&disk, &header(65536)).unwrap(), Prepared::Created);
-        assert_eq!(prepare_next(&disk, &header(131_072)).unwrap(), Prepared::Created);
+        assert_eq!(prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap(), Prepared::Created);
+        assert_eq!(prepare_next(&disk, &header(131_072), Fill::Zeroes).unwrap(), Prepared::Created);
         assert_eq!(disk.list().unwrap()[0].1, 131_072);
     }
 
@@ -123,19 +164,22 @@ mod tests {
         let mut log = crate::log::testing::TestLog::create(MemoryDisk::new()).unwrap();
         log.rows(&[10]).unwrap();
         let other = SegmentHeader::new(log.layout.header.log_id, Lsn::ZERO, 131_072, 4096);
-        let refused = prepare_next(&log.disk, &other);
+        let refused = prepare_next(&log.disk, &other, Fill::Zeroes);
         assert!(matches!(refused, Err(LogError::Exists { .. })));
-        assert_eq!(prepare_next(&log.disk, &log.layout.header).unwrap(), Prepared::Found);
+        assert_eq!(
+            prepare_next(&log.disk, &log.layout.header, Fill::Zeroes).unwrap(),
+            Prepared::Found
+        );
     }
 
     #[test]
     fn a_full_disk_is_an_error_that_can_be_tried_again() {
         let disk = MemoryDisk::new();
         disk.set_capacity_bytes(65535);
-        let full = prepare_next(&disk, &header(65536)).unwrap_err();
+        let full = prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap_err();
         assert!(matches!(full, LogError::DiskFull { bytes: 65536, .. }), "{full}");
         disk.set_capacity_bytes(1 << 20);
-        assert_eq!(prepare_next(&disk, &header(65536)).unwrap(), Prepared::Created);
+        assert_eq!(prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap(), Prepared::Created);
     }
 
     #[test]
@@ -147,13 +191,13 @@ mod tests {
                     disk.put("spare-0.log", &[7; 65536]);
                 }
                 disk.lose_power_at(call, |sector| sector % 2 == 0);
-                let done = prepare_next(&disk, &header(65536)).is_ok();
+                let done = prepare_next(&disk, &header(65536), Fill::Zeroes).is_ok();
                 assert_eq!(done, !disk.restore_power());
                 let name = header(65536).file_name();
                 if let Some(bytes) = disk.contents().get(&name) {
                     assert_eq!(SegmentHeader::parse(&bytes[..4096]), Ok(header(65536)));
                 }
-                prepare_next(&disk, &header(65536)).unwrap();
+                prepare_next(&disk, &header(65536), Fill::Zeroes).unwrap();
                 let page = SegmentHeader::read(&disk, Lsn(65536)).unwrap();
                 assert_eq!(page, Ok(header(65536)));
             }

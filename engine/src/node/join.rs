@@ -14,6 +14,7 @@ use super::NodeError;
 use super::receive::{Ended, ReplicaLink, bad_peer, lost};
 use super::state::{Node, ReplicaRole, count};
 use crate::edge::{Edge, Stream, offload};
+use crate::log::prepare::Fill;
 use crate::log::{LogError, SegmentHeader, SegmentMaps, cut};
 
 pub(super) async fn hello<E: Edge>(node: &Node<E>) -> Hello {
@@ -69,7 +70,7 @@ pub(super) async fn prepare<E: Edge>(
     let (base, bytes) = welcome.segment;
     let header = SegmentHeader::from_peer(welcome.log_id, base, bytes, body_max)
         .map_err(|error| bad_peer(node, &error))?;
-    ensure(node, header).await?;
+    ensure(node, header, welcome.committed).await?;
     if node.appended.get() == Lsn::ZERO {
         node.start_log_at(welcome.resume);
     }
@@ -130,8 +131,14 @@ async fn refuse<E: Edge>(node: &Node<E>, link: &ReplicaLink<E::Stream>, refused:
 }
 
 /// Makes a segment ready, waiting while the disk is full.
-pub(super) async fn ensure<E: Edge>(node: &Node<E>, header: SegmentHeader) -> Result<(), Ended> {
-    let ensured = node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
+/// `primary_end` is what is known of the primary's log.
+pub(super) async fn ensure<E: Edge>(
+    node: &Node<E>,
+    header: SegmentHeader,
+    primary_end: Lsn,
+) -> Result<(), Ended> {
+    let (worker, fill) = (&node.preparation, Fill::of_replica(&header, primary_end));
+    let ensured = node.segments.ensure(&node.edge, &node.disk, worker, header, fill).await;
     match ensured {
         Ok(()) => {
             *node.segments.failure.borrow_mut() = None;

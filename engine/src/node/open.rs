@@ -15,7 +15,7 @@ use crate::apply::publish::Mark;
 use crate::apply::table::{Table, TableError};
 use crate::edge::{Disk, Edge};
 use crate::log::node_state::{Role as StoredRole, TableDurable};
-use crate::log::prepare::prepare_next;
+use crate::log::prepare::{Fill, prepare_next};
 use crate::log::segment::list_segments;
 use crate::log::{NodeState, RecoverInput, Recovered, SegmentHeader, recover};
 
@@ -60,7 +60,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         }
         let (bytes, body_max) = (state.segment_bytes, state.frame_body_bytes_max);
         let header = SegmentHeader::new(state.log_id, Lsn::ZERO, bytes, body_max);
-        prepare_next(disk, &header).map_err(|error| NodeError::log(&error))?;
+        prepare_next(disk, &header, Fill::Zeroes).map_err(|error| NodeError::log(&error))?;
     }
     let recovered = recover(disk, &RecoverInput::of(&state));
     let mut recovered = recovered.map_err(|error| NodeError::log(&error))?;

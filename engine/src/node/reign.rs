@@ -29,6 +29,7 @@ use super::settings::Settings;
 use super::state::{Node, PrimaryRole, ReplyLimit};
 use crate::edge::Edge;
 use crate::log::pool::FramePool;
+use crate::log::prepare::Fill;
 use crate::log::{Layout, LogError, NodeState, Recovered};
 
 /// The state of a primary that continues `log`. The new epoch goes into `state`; the caller makes
@@ -155,7 +156,8 @@ impl<E: Edge> Node<E> {
     }
 
     async fn ensure_now(&self, header: crate::log::SegmentHeader) -> Result<(), NodeError> {
-        let ensured = self.segments.ensure(&self.edge, &self.disk, &self.preparation, header).await;
+        let (worker, fill) = (&self.preparation, Fill::Zeroes);
+        let ensured = self.segments.ensure(&self.edge, &self.disk, worker, header, fill).await;
         ensured.map_err(|error| NodeError::log(&error))
     }
 

@@ -8,7 +8,7 @@ use rowship_proto::Lsn;
 use rowship_proto::sim::{Mark, mark};
 
 use crate::edge::{Disk, Edge, Job, Worker, offload};
-use crate::log::prepare::prepare_next;
+use crate::log::prepare::{Fill, prepare_next};
 use crate::log::reader::FrameRun;
 use crate::log::{LogError, SegmentHeader, SegmentMaps};
 
@@ -78,6 +78,7 @@ impl<E: Edge> Segments<E> {
         disk: &E::Disk,
         worker: &Worker<Job>,
         header: SegmentHeader,
+        fill: Fill,
     ) -> Result<(), LogError> {
         let _changing = self.changing.lock().await;
         let open = self.files.borrow().get(&header.base).map(|open| open.bytes);
@@ -89,7 +90,7 @@ impl<E: Edge> Segments<E> {
         }
         let (name, its_disk) = (header.file_name(), disk.clone());
         let prepared = offload(worker, move || -> Result<_, LogError> {
-            prepare_next(&its_disk, &header)?;
+            prepare_next(&its_disk, &header, fill)?;
             let name = header.file_name();
             let path = its_disk.path(&name);
             its_disk.map(&name).map_err(|source| LogError::Io { doing: "map", file: path, source })

@@ -274,7 +274,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         let run = node.segments.read(&node.disk, &node.reader, range, 1).await;
         shipped = run.ok().flatten().map_or(shipped, |run| run.next);
     }
-    let mut told = Told { committed: Lsn::ZERO, at: node.edge.now() };
+    let mut told = Told { committed: Lsn::ZERO, noticed: None };
     let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
         let next = {
@@ -288,7 +288,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         let sent = match next {
             Next::End => return link.stream.shutdown(),
             Next::Notice => {
-                told = Told { committed: node.committed.get(), at: node.edge.now() };
+                told = Told { committed: node.committed.get(), noticed: Some(node.edge.now()) };
                 let wall_ns = node.edge.wall_ns();
                 let (committed, appended) = (told.committed, node.appended.get());
                 let notice = Message::Notice(Notice { committed, appended, wall_ns });
@@ -322,12 +322,20 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
 /// What the replica has been told last.
 struct Told {
     committed: Lsn,
-    at: Nanos,
+    /// When the last notice was sent.
+    noticed: Option<Nanos>,
 }
 
 fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> Option<Next> {
     if link.closed.get() {
         return Some(Next::End);
+    }
+    // First of all, and then between the frames of a backlog: a replica that is behind must know
+    // how far, whatever it is sent.
+    let overdue = node.settings.cluster.heartbeat_ms * 1_000_000;
+    let now = node.edge.now();
+    if told.noticed.is_none_or(|at| now.saturating_sub(at) >= overdue) {
+        return Some(Next::Notice);
     }
     let primary = node.primary()?;
     let machine = primary.machine.borrow();
@@ -342,10 +350,6 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
     if machine.committed() > told.committed {
-        return Some(Next::Notice);
-    }
-    let overdue = node.settings.cluster.heartbeat_ms * 1_000_000;
-    if node.edge.now().saturating_sub(told.at) >= overdue && shipped >= appended {
         return Some(Next::Notice);
     }
     // A clean stop first lets replicas have everything, and what is committed of it.
@@ -371,7 +375,7 @@ async fn ship<E: Edge>(
     drop(loans);
     sent?;
     let now = node.edge.now();
-    *told = Told { committed: told.committed.max(committed), at: now };
+    told.committed = told.committed.max(committed);
     if let Some(primary) = node.primary() {
         let stamps = primary.stamps.borrow();
         if let Some(stages) = primary.stages.borrow_mut().get_mut(name) {

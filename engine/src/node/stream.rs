@@ -62,7 +62,7 @@ pub(super) async fn stream<E: Edge>(
                     if epoch.is_some() || control.is_some() || run.mark {
                         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
                         begin_epoch(node, epoch).await?;
-                        handle_control(node, control, welcome).await?;
+                        handle_control(node, replica, control, welcome).await?;
                         run = RunBuilder::new(&verifier);
                     }
                 }
@@ -107,6 +107,7 @@ fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> R
         upstream.appended = upstream.appended.max(notice.appended);
         upstream.heard = node.edge.now();
     }
+    node.changed.notify();
     if notice.committed > notice.appended {
         return Err(bad_peer(node, &"it has committed more than it has written"));
     }
@@ -221,6 +222,7 @@ async fn begin_epoch<E: Edge>(
 
 async fn handle_control<E: Edge>(
     node: &Rc<Node<E>>,
+    replica: &ReplicaRole,
     control: Option<Control>,
     welcome: &Welcome,
 ) -> Result<(), Ended> {
@@ -241,7 +243,8 @@ async fn handle_control<E: Edge>(
                 welcome.frame_body_bytes_max,
             );
             let header = header.map_err(|error| bad_peer(node, &error))?;
-            ensure(node, header).await
+            let primary_end = replica.upstream.borrow().appended;
+            ensure(node, header, primary_end).await
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use rowship_proto::Lsn;
 use rowship_proto::sim::{self, Bug, planted};
 
 use super::NodeError;
@@ -11,6 +12,7 @@ use crate::apply::publish::Mark;
 use crate::apply::table::TableError;
 use crate::edge::{Edge, Stream, offload};
 use crate::log::node_state::TableDurable;
+use crate::log::prepare::Fill;
 use crate::log::{LogError, SegmentHeader};
 
 /// Keeps the segment after the present one ready.
@@ -22,7 +24,8 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
             _ => None,
         });
         let Some(header) = header.await else { return };
-        let ensured = node.segments.ensure(&node.edge, &node.disk, &node.preparation, header).await;
+        let (worker, fill) = (&node.preparation, fill(&node, &header));
+        let ensured = node.segments.ensure(&node.edge, &node.disk, worker, header, fill).await;
         match ensured {
             Ok(()) => {
                 if node.segments.failure.borrow_mut().take().is_some() {
@@ -52,11 +55,20 @@ const DISK_FULL_PAUSE: Duration = Duration::from_millis(500);
 fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
     match &node.role {
         Role::Primary(primary) => Some(primary.appender.borrow().next_layout().header),
+        // Which kind it takes is known when the primary has said how far its log goes.
+        Role::Replica(replica) if replica.upstream.borrow().appended == Lsn::ZERO => None,
         Role::Replica(_) => {
             let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
             let body_max = node.frame_body_bytes_max.get() as u64;
             Some(SegmentHeader::new(node.log_id.get(), base.plus(bytes), bytes, body_max))
         }
+    }
+}
+
+fn fill<E: Edge>(node: &Node<E>, header: &SegmentHeader) -> Fill {
+    match &node.role {
+        Role::Primary(_) => Fill::Zeroes,
+        Role::Replica(replica) => Fill::of_replica(header, replica.upstream.borrow().appended),
     }
 }
 

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes;
 use crate::edge::Disk;
 use crate::log::layout::{Opening, SealedFrame};
 use crate::log::node_state::{Checkpoint, NodeState, Role};
-use crate::log::prepare::prepare_next;
+use crate::log::prepare::{Fill, prepare_next};
 use crate::log::segment::segment_file_name;
 use crate::log::{Layout, LogError, RecoverInput, SegmentHeader, write_bytes_max};
 
@@ -66,7 +66,7 @@ impl<D: Disk> TestLog<D> {
     /// Those of the disk.
     pub fn create_sized(disk: D, segment_bytes: u64) -> Result<TestLog<D>, LogError> {
         let header = SegmentHeader::new(TEST_LOG, Lsn::ZERO, segment_bytes, TINY_BODY_BYTES);
-        prepare_next(&disk, &header)?;
+        prepare_next(&disk, &header, Fill::Zeroes)?;
         let mut log = TestLog {
             disk,
             layout: Layout { header },
@@ -153,7 +153,7 @@ impl<D: Disk> TestLog<D> {
     /// Those of the disk.
     pub fn end_segment(&mut self) -> Result<(), LogError> {
         let next = self.layout.next(TINY_SEGMENT_BYTES);
-        prepare_next(&self.disk, &next.header)?;
+        prepare_next(&self.disk, &next.header, Fill::Zeroes)?;
         let end = self.layout.end_frame(self.next, TINY_SEGMENT_BYTES, &self.seal());
         self.write(vec![end])?;
         self.layout = next;
