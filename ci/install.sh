@@ -9,6 +9,8 @@ declare -A packages=(
     [redis-benchmark]=redis-tools
     [redis-server]=redis-server
     [python3]=python3
+    # Instruction counts: ci/micro.sh.
+    [valgrind]=valgrind
     # Networks of namespaces, and what goes wrong on them: engine/tests/network.rs.
     [ip]=iproute2
     [nft]=nftables
