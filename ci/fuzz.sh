@@ -13,7 +13,7 @@ fi
 if ! cargo fuzz --version > /dev/null 2>&1; then
     echo "fuzz: installing cargo-fuzz"
     log="$(mktemp)"
-    if ! cargo install cargo-fuzz --locked > "$log" 2>&1; then
+    if ! cargo install cargo-fuzz --debug --locked > "$log" 2>&1; then
         echo "fuzz: skipped, cargo-fuzz cannot be installed ($(tail -n 1 "$log"))"
         rm -f "$log"
         exit 0

@@ -10,6 +10,6 @@ tools="${CARGO_TARGET_DIR:-target}/tools"
 export GUNGRAUN_RUNNER="$PWD/$tools/bin/gungraun-runner"
 case "$tools" in /*) GUNGRAUN_RUNNER="$tools/bin/gungraun-runner" ;; esac
 if ! "$GUNGRAUN_RUNNER" --version 2> /dev/null | grep -qF "$version"; then
-    cargo install --quiet --locked --root "$tools" gungraun-runner --version "=$version"
+    cargo install --quiet --debug --locked --root "$tools" gungraun-runner --version "=$version"
 fi
 cargo bench --locked --package rowship --bench micro
