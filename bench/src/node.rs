@@ -9,11 +9,14 @@ use serde_json::Value;
 
 use crate::client::{Client, Resp};
 use crate::process::Server;
+use crate::scenarios::log_position;
 use crate::system::System;
 
 /// Longest wait for a node to listen, or to follow.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(1);
+/// How long a replica may take for its disk.
+const DURABLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The `rowship` binary that belongs to this one: `ROWSHIP`, or what cargo builds beside it.
 ///
@@ -248,6 +251,21 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Waits until replica 0's log is durable up to `lsn`.
+    ///
+    /// # Errors
+    /// When its status cannot be read, or that takes longer than a minute.
+    pub async fn await_durable(&self, lsn: u64) -> Result<()> {
+        let until = Instant::now() + DURABLE_TIMEOUT;
+        while log_position(&self.replica(0)?.status().await?, "durable")? < lsn {
+            ensure!(Instant::now() < until, "LSN {lsn} is not durable after {DURABLE_TIMEOUT:?}");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+}
+
 impl System for Cluster {
     type Client = Resp;
 
@@ -258,7 +276,7 @@ impl System for Cluster {
     fn durability(&self) -> &str {
         match (self.layout.client_ack, self.layout.ack.split(' ').next()) {
             (Some(_), _) => "memory of the primary",
-            (_, Some("async")) => "O_DSYNC on the primary",
+            (_, Some("async")) => "O_DSYNC on the primary; replica async, its log every 10 ms",
             (_, Some("sync")) => "O_DSYNC on primary and replica, visible on the replica",
             _ => "O_DSYNC on primary and replica",
         }
@@ -295,6 +313,11 @@ impl System for Cluster {
         let node = self.start_replica(0).await?;
         self.replicas[0] = Some(node);
         Ok(began)
+    }
+
+    async fn await_replica_log(&self) -> Result<()> {
+        let end = log_position(&self.primary.status().await?, "appended")?;
+        self.await_durable(end).await
     }
 
     fn pids(&self) -> (u32, Vec<u32>) {

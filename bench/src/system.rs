@@ -50,6 +50,15 @@ pub trait System {
     /// When that fails.
     async fn attach(&mut self) -> Result<Instant>;
 
+    /// Waits until replica 0's disk has all that the primary's log has now: for systems whose
+    /// replicas show rows before that, and can tell.
+    ///
+    /// # Errors
+    /// When that fails.
+    async fn await_replica_log(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Process ids of the primary and of the replicas (their descendants count with them).
     fn pids(&self) -> (u32, Vec<u32>);
 

@@ -180,6 +180,7 @@ async fn catch_up<S: System>(system: &mut S, rows: usize, plan: &Plan) -> Result
     let began = system.attach().await?;
     let mut reader = system.reader(0).await?;
     await_number(&mut reader, MARKER_KEY, 1, CATCH_UP_TIMEOUT).await?;
+    system.await_replica_log().await?;
     let seconds = began.elapsed().as_secs_f64();
     let values = vec![value("rows/s", "rows/s", plan.rows as f64 / seconds)];
     Ok(Round { values, latencies: Vec::new() })

@@ -193,6 +193,17 @@ impl AckPolicy {
     pub fn wants_received(&self) -> bool {
         matches!(self, AckPolicy::SemiSync { level: AckLevel::Received, .. })
     }
+
+    /// Whether some decision waits for `durable` of a replica, so that replicas should write at
+    /// once what they receive.
+    #[must_use]
+    pub fn wants_durable(&self) -> bool {
+        match self {
+            AckPolicy::Async => false,
+            AckPolicy::SemiSync { level, .. } => *level == AckLevel::Durable,
+            AckPolicy::Sync { .. } => true,
+        }
+    }
 }
 
 fn semi_sync_holds_to(
@@ -417,6 +428,18 @@ mod tests {
             "sync (a b)",
         ] {
             assert!(text.parse::<AckPolicy>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_replicas_disk_says_so() {
+        for (text, wants) in [
+            ("async", false),
+            ("semi-sync 1 received", false),
+            ("semi-sync 1 durable", true),
+            ("sync committed (a)", true),
+        ] {
+            assert_eq!(policy(text).wants_durable(), wants, "{text}");
         }
     }
 

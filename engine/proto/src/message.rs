@@ -198,7 +198,12 @@ pub struct Notice {
     pub appended: Lsn,
     /// The primary's wall clock, nanoseconds since 1970.
     pub wall_ns: u64,
+    /// [`NOTICE_WANTS_DURABLE`] or nothing; other bits are for later versions.
+    pub flags: u64,
 }
+
+/// Somebody waits for `durable` of replicas: they write what they have at once.
+pub const NOTICE_WANTS_DURABLE: u64 = 1;
 
 /// What is wrong with bytes that should be a message; the peer's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -398,7 +403,12 @@ mod tests {
             Message::Refuse(Refuse { code: RefuseCode::Retired, lsn: Lsn(65536), text }),
             Message::Ready(Ready { resume: Lsn(8192), chain: 77, visible: Lsn(8000) }),
             Message::Ack(Ack { received: Lsn(9000), visible_age_ns: 5, ..Ack::default() }),
-            Message::Notice(Notice { committed: Lsn(1), appended: Lsn(2), wall_ns: 3 }),
+            Message::Notice(Notice {
+                committed: Lsn(1),
+                wall_ns: 3,
+                flags: 1,
+                ..Notice::default()
+            }),
         ]
     }
 

@@ -315,8 +315,8 @@ impl Primary {
         if ack.received > replica.shipped || ack.durable > ack.received {
             return Err(protocol("a position is beyond what was sent"));
         }
-        if ack.visible > ack.applied || ack.applied > ack.durable {
-            return Err(protocol("applied is beyond durable"));
+        if ack.visible > ack.applied || ack.applied > ack.received {
+            return Err(protocol("applied is beyond received"));
         }
         // What it had applied when it joined may be ahead of what this reign has committed yet.
         if ack.applied > committed.max(replica.resume) {
@@ -615,7 +615,7 @@ mod tests {
             (ack(9001, 0), "beyond sent"),
             (ack(8000, 8500), "durable beyond received"),
             (ack(4000, 4000), "went back"),
-            (Ack { applied: Lsn(8000), ..ack(8000, 7000) }, "applied beyond durable"),
+            (Ack { applied: Lsn(8000), ..ack(7000, 7000) }, "applied beyond received"),
             (Ack { applied: Lsn(8000), ..ack(8000, 8000) }, "applied beyond committed"),
         ] {
             let mut primary = primary("sync (a, b)");

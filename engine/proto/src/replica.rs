@@ -162,7 +162,7 @@ impl Progress {
 
     /// Applied and visible up to these; unchanged ones keep their time.
     pub fn visible(&mut self, now: Nanos, applied: Lsn, visible: Lsn) {
-        assert!(visible <= applied && applied <= self.durable.0);
+        assert!(visible <= applied && applied <= self.received.0);
         if applied > self.applied.0 {
             self.applied = (applied, now);
         }

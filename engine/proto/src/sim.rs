@@ -83,6 +83,12 @@ named! {
         ReplayedFromMiddle = "replayed-from-middle",
         /// A window was put together out of the maps.
         FedFromMaps = "fed-from-maps",
+        /// A replica that nobody waits for gathered before it wrote.
+        WriteGathered = "write-gathered",
+        /// A memtable waited with its flush until the log below was durable.
+        FlushWaited = "flush-waited",
+        /// A window ended inside a run.
+        RunDivided = "run-divided",
         /// A window held more than one image of a key.
         ImageReplaced = "image-replaced",
         /// A replica resumed below what it had promised as durable.
@@ -135,6 +141,8 @@ named! {
         SkipBodyChecksum = "skip-body-checksum",
         /// The table's durable position is recorded as what is visible after the flush.
         TableRecordedAhead = "table-recorded-ahead",
+        /// The table is flushed with rows whose log is not durable here.
+        FlushAheadOfLog = "flush-ahead-of-log",
         /// A torn tail is left in place at recovery.
         TornTailLeft = "torn-tail-left",
         /// A primary sends from one frame later than the resume point that was agreed.

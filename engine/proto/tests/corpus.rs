@@ -301,6 +301,7 @@ fn message_seeds() -> Seeds {
         history,
         client_address: "127.0.0.1:7401".to_owned(),
     };
+    let notice = Notice { committed: Lsn(1), appended: Lsn(2), wall_ns: 3, flags: 1 };
     let text = "the log starts at LSN 65536".to_owned();
     let messages = [
         ("hello", Message::Hello(hello)),
@@ -308,7 +309,7 @@ fn message_seeds() -> Seeds {
         ("refuse", Message::Refuse(Refuse { code: RefuseCode::Retired, lsn: Lsn(65536), text })),
         ("ready", Message::Ready(Ready { resume: Lsn(8192), chain: 77, visible: Lsn(8000) })),
         ("ack", Message::Ack(Ack { received: Lsn(9000), visible_age_ns: 5, ..Ack::default() })),
-        ("notice", Message::Notice(Notice { committed: Lsn(1), appended: Lsn(2), wall_ns: 3 })),
+        ("notice", Message::Notice(notice)),
     ];
     let accepted = |count, bytes: &[u8]| Accepted { count, rows: 0, bytes: bytes.len() };
     let mut seeds = Vec::new();

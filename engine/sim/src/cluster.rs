@@ -32,6 +32,8 @@ pub struct ClusterPlan {
     pub lanes: usize,
     /// Size at which a table is flushed.
     pub memtable_bytes: u64,
+    /// How long replicas gather before they write.
+    pub replica_write_delay_ms: u64,
     /// Size of segments.
     pub segment_bytes: u64,
 }
@@ -43,6 +45,7 @@ impl Default for ClusterPlan {
             on_missing: OnMissing::Wait,
             lanes: 3,
             memtable_bytes: 16 << 10,
+            replica_write_delay_ms: 10,
             segment_bytes: 64 << 10,
         }
     }
@@ -117,6 +120,7 @@ impl Cluster {
         node.table = TableKind::Imaged;
         node.lanes = plan.lanes;
         node.memtable_bytes = plan.memtable_bytes;
+        node.replica_write_delay_ms = plan.replica_write_delay_ms;
         node.reconnect_ms = 20;
         node.checkpoint_ms = 200;
         node.stop_timeout_ms = 1000;

@@ -149,6 +149,8 @@ async fn simulate(options: RunOptions, told: &Told) -> Result<Report, Violation>
         on_missing: chaos.on_missing,
         lanes: random.between((1, 4)) as usize,
         memtable_bytes: 8 << random.between((10, 14)),
+        // Not drawn: seeds that failed once go on as they did.
+        replica_write_delay_ms: [0, 10, 100][(options.seed % 3) as usize],
         segment_bytes: 64 << 10,
     };
     let names = &NAMES[..=chaos.replicas];

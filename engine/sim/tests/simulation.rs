@@ -60,6 +60,7 @@ const CAUGHT_WITHIN: &[(Bug, u64)] = &[
     (Bug::WaitByLsnAlone, 100),
     (Bug::SkipBodyChecksum, 40),
     (Bug::TableRecordedAhead, 30),
+    (Bug::FlushAheadOfLog, 100),
     (Bug::TornTailLeft, 80),
     (Bug::ShipOneFrameLate, 10),
 ];

@@ -31,8 +31,7 @@ pub type Notify = Arc<dyn Fn() + Send + Sync>;
 ///
 /// `visible`: the table holds all rows below it, and readers may see them. Only writer: the lane
 /// that completes a window (one at a time, see [`rowship_sync::Countdown`]). It stops only at
-/// ends of windows. `visible <= min(committed, durable here)`, because the feeder makes windows of
-/// nothing else.
+/// ends of windows. `visible <= committed`, because the feeder makes windows of nothing else.
 pub struct Applied {
     visible: Watermark,
     mark: Mutex<Mark>,

@@ -397,7 +397,7 @@ impl<E: Edge> Node<E> {
             primary.stamps.borrow_mut().sealed(run.next, now);
             self.appended.set(run.next);
             self.tip.borrow_mut().push(run.clone(), self.durable.get());
-            self.writes.push(run);
+            self.writes.push(run, now);
         }
         primary.machine.borrow_mut().handle_appended(self.appended.get());
         self.changed.notify();

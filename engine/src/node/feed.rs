@@ -1,4 +1,4 @@
-//! The feed: committed and durable frames, in windows, to the apply lanes.
+//! The feed: committed frames, in windows, to the apply lanes.
 //!
 //! At the tip a window is whatever has been committed since the last one. Behind, windows grow up
 //! to `window_bytes_max`, and only the last image per key within each is applied.
@@ -73,9 +73,9 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
 /// Up to where frames may be applied.
 fn limit_of<E: Edge>(node: &Node<E>) -> Lsn {
     if planted(Bug::ApplyBeyondCommitted) {
-        return node.durable.get();
+        return node.appended.get();
     }
-    node.committed.get().min(node.durable.get())
+    node.committed.get().min(node.appended.get())
 }
 
 /// For [`Bug::ResumeOneFrameLate`].
@@ -104,8 +104,10 @@ async fn next_window<E: Edge>(
     if !marked {
         mark(Mark::FedFromMaps);
     }
-    while !marked && end < limit && bytes < bytes_max {
-        let range = (end, limit);
+    // What is not durable yet is at the tip.
+    let stored = limit.min(node.durable.get());
+    while !marked && end < stored && bytes < bytes_max {
+        let range = (end, stored);
         let read = node.segments.read(&node.disk, &node.reader, range, bytes_max - bytes).await;
         let Some(run) = read.map_err(|error| NodeError::log(&error))? else { break };
         (end, bytes, marked) = (run.next, bytes + run.bytes.len(), run.mark);

@@ -34,7 +34,7 @@ impl Stamps {
         self.sealed.push_back((end, now));
     }
 
-    /// Forgets frames that end at or below `end`: all replicas have shown them.
+    /// Forgets frames that end at or below `end`: all replicas show them, and have them on disk.
     pub fn forget(&mut self, end: Lsn) {
         while self.sealed.len() > 1 && self.sealed.front().is_some_and(|stamp| stamp.0 <= end) {
             self.sealed.pop_front();

@@ -2,7 +2,7 @@
 //!
 //! Bytes are read into large buffers, verified in place (header, chain, body), and handed on as
 //! slices of those buffers: to the writer, which puts them at the same LSN of this node's log,
-//! and to the tip, from where they are applied once they are committed and durable.
+//! and to the tip, from where they are applied once they are committed.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -114,6 +114,7 @@ async fn follow<E: Edge>(node: &Rc<Node<E>>, replica: &ReplicaRole, stream: E::S
     };
     link.closed.set(true);
     link.stream.shutdown();
+    replica.gathers.set(false);
     node.changed.notify();
     // Both end by themselves once the link is closed; nothing of theirs may outlive the link.
     let (watched, acked) = (watch.await, acks.await);

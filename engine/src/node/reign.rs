@@ -94,6 +94,7 @@ pub fn role<E: Edge>(
         stages: RefCell::new(BTreeMap::new()),
         limits: RefCell::new(vec![node]),
         returning: Returning::default(),
+        durable_waits: Cell::new(0),
         epoch,
         known: super::retention::Known::default(),
         opening_left: Cell::new(log.opening_left),

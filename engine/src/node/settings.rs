@@ -99,6 +99,9 @@ pub struct NodeSettings {
     pub spare_segments: usize,
     /// Least time between two attempts to reach the primary.
     pub reconnect_ms: u64,
+    /// A replica gathers what it receives for so long before it writes it to its log, while nobody
+    /// waits for that.
+    pub replica_write_delay_ms: u64,
     /// Period at which the checkpoint is renewed.
     pub checkpoint_ms: u64,
     /// Client connections; one more is told so and closed.
@@ -167,6 +170,7 @@ impl Settings {
                 disk_reserve_bytes: 128 << 20,
                 spare_segments: 1,
                 reconnect_ms: 200,
+                replica_write_delay_ms: 10,
                 checkpoint_ms: 2_000,
                 clients_max: 4_096,
                 replicas_max: 64,

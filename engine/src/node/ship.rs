@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
-use rowship_proto::message::{Hello, Message, MessageError, Notice, Refuse, RefuseCode, Welcome};
+use rowship_proto::message::{
+    Ack, Hello, Message, MessageError, NOTICE_WANTS_DURABLE, Notice, Refuse, RefuseCode, Welcome,
+};
 use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
@@ -274,7 +276,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         let run = node.segments.read(&node.disk, &node.reader, range, 1).await;
         shipped = run.ok().flatten().map_or(shipped, |run| run.next);
     }
-    let mut told = Told { committed: Lsn::ZERO, noticed: None };
+    let mut told = Told { committed: Lsn::ZERO, wants_durable: false, noticed: None };
     let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
         let next = {
@@ -288,11 +290,14 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         let sent = match next {
             Next::End => return link.stream.shutdown(),
             Next::Notice => {
-                told = Told { committed: node.committed.get(), noticed: Some(node.edge.now()) };
-                let wall_ns = node.edge.wall_ns();
-                let (committed, appended) = (told.committed, node.appended.get());
-                let notice = Message::Notice(Notice { committed, appended, wall_ns });
-                link.stream.write_all(notice.encode().into()).await
+                told = Told::now(&node);
+                let notice = Notice {
+                    committed: told.committed,
+                    appended: node.appended.get(),
+                    wall_ns: node.edge.wall_ns(),
+                    flags: if told.wants_durable { NOTICE_WANTS_DURABLE } else { 0 },
+                };
+                link.stream.write_all(Message::Notice(notice).encode().into()).await
             }
             Next::Frames(runs) => {
                 let load = Load::lent(&node, runs);
@@ -322,8 +327,18 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
 /// What the replica has been told last.
 struct Told {
     committed: Lsn,
+    /// Whether somebody waits for `durable`.
+    wants_durable: bool,
     /// When the last notice was sent.
     noticed: Option<Nanos>,
+}
+
+impl Told {
+    fn now<E: Edge>(node: &Node<E>) -> Told {
+        let wants_durable = node.primary().is_some_and(|primary| node.wants_durable(primary));
+        let (committed, noticed) = (node.committed.get(), Some(node.edge.now()));
+        Told { committed, wants_durable, noticed }
+    }
 }
 
 fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> Option<Next> {
@@ -338,6 +353,10 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
         return Some(Next::Notice);
     }
     let primary = node.primary()?;
+    // Before the frames that somebody waits for.
+    if node.wants_durable(primary) != told.wants_durable {
+        return Some(Next::Notice);
+    }
     let machine = primary.machine.borrow();
     let acked = machine.replicas().values().find(|replica| replica.link == link.id)?.acked.received;
     let closing = node.is_closing();
@@ -439,14 +458,7 @@ impl<E: Edge> Node<E> {
         self.segments.chain_at(&self.disk, &self.reader, lsn, end).await
     }
 
-    fn record_ack(
-        &self,
-        primary: &PrimaryRole<E>,
-        link: u64,
-        before: &rowship_proto::message::Ack,
-        ack: &rowship_proto::message::Ack,
-        now: Nanos,
-    ) {
+    fn record_ack(&self, primary: &PrimaryRole<E>, link: u64, before: &Ack, ack: &Ack, now: Nanos) {
         let machine = primary.machine.borrow();
         let Some((name, _)) = machine.replicas().iter().find(|(_, r)| r.link == link) else {
             return;
@@ -455,9 +467,10 @@ impl<E: Edge> Node<E> {
         if let Some(stages) = primary.stages.borrow_mut().get_mut(name.as_str()) {
             stages.acked(&stamps, before, ack, now);
         }
-        let shown = machine.replicas().values().map(|replica| replica.acked.visible).min();
-        if let Some(shown) = shown {
-            stamps.forget(shown);
+        let done = |acked: &Ack| acked.visible.min(acked.durable);
+        let done = machine.replicas().values().map(|replica| done(&replica.acked)).min();
+        if let Some(done) = done {
+            stamps.forget(done);
         }
     }
 }

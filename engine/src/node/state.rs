@@ -151,6 +151,8 @@ pub struct PrimaryRole<E: Edge> {
     pub limits: RefCell<Vec<ReplyLimit>>,
     /// Who is about to write again.
     pub returning: Returning,
+    /// Commands that wait for `durable` of replicas.
+    pub durable_waits: Cell<usize>,
     /// The epoch.
     pub epoch: Epoch,
     /// Replicas known in all reigns.
@@ -191,6 +193,8 @@ pub struct ReplicaRole {
     pub chain: Cell<u64>,
     /// What is known of the primary, for status and `-READONLY`.
     pub upstream: RefCell<Upstream>,
+    /// The primary has said that nobody waits for `durable`: the writer may gather.
+    pub gathers: Cell<bool>,
 }
 
 /// See [`ReplicaRole::upstream`].
@@ -367,6 +371,16 @@ impl<E: Edge> Node<E> {
             self.replies.notify();
         }
         self.changed.notify();
+    }
+
+    /// Whether somebody waits for `durable` of replicas, or would with the next write.
+    pub(super) fn wants_durable(&self, primary: &PrimaryRole<E>) -> bool {
+        let by_policy = |limit: &ReplyLimit| match &limit.policy {
+            ClientPolicy::Node => self.settings.cluster.ack.wants_durable(),
+            ClientPolicy::Memory => false,
+            ClientPolicy::Policy(policy) => limit.users > 0 && policy.wants_durable(),
+        };
+        primary.durable_waits.get() > 0 || primary.limits.borrow().iter().any(by_policy)
     }
 
     /// Closes a link's socket; its tasks end by themselves.

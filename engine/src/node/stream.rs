@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::{Buf, Bytes, BytesMut};
 use rowship_proto::control::{SegmentEnd, TableDefinitions};
 use rowship_proto::frame::frame_bytes;
-use rowship_proto::message::{Message, MessageError, Welcome};
+use rowship_proto::message::{Message, MessageError, NOTICE_WANTS_DURABLE, Welcome};
 use rowship_proto::position::EpochVerdict;
 use rowship_proto::verify::{StreamVerifier, check_padding};
 use rowship_proto::{Epoch, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Lsn};
@@ -107,6 +107,7 @@ fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> R
         upstream.appended = upstream.appended.max(notice.appended);
         upstream.heard = node.edge.now();
     }
+    replica.gathers.set(notice.flags & NOTICE_WANTS_DURABLE == 0);
     node.changed.notify();
     if notice.committed > notice.appended {
         return Err(bad_peer(node, &"it has committed more than it has written"));
@@ -162,12 +163,12 @@ async fn take_run<E: Edge>(
     let (start, next) = (run.start, verifier.next);
     let mark = run.mark;
     let run = (Run { start, next, bytes, chain, epoch, mark }, run.committed);
+    let now = node.edge.now();
     node.tip.borrow_mut().push(run.0.clone(), node.durable.get());
     node.appended.set(next);
     replica.chain.set(chain);
-    node.writes.push(run.0);
+    node.writes.push(run.0, now);
     count(&node.counters.frames, run_frames);
-    let now = node.edge.now();
     let mut progress = link.progress.get();
     progress.received(now, next);
     link.progress.set(progress);

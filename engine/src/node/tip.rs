@@ -4,7 +4,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use rowship_proto::{Epoch, Lsn};
+use rowship_proto::sim::{Mark, mark};
+use rowship_proto::{Epoch, FrameHeader, Lsn};
+use zerocopy::FromBytes;
 
 /// A run of whole frames, contiguous, within one segment.
 #[derive(Clone, Debug)]
@@ -21,6 +23,37 @@ pub struct Run {
     pub epoch: Epoch,
     /// The last frame is a mark: a window ends here. Marks are nowhere else in a run.
     pub mark: bool,
+}
+
+impl Run {
+    /// Its frames from `from` up to `limit`. Nothing when no frame starts there, or none ends.
+    fn part(&self, from: Lsn, limit: Lsn) -> Option<Run> {
+        if self.start == from && self.next <= limit {
+            return Some(self.clone());
+        }
+        mark(Mark::RunDivided);
+        let (mut begin, mut end, mut last) = (None, 0, None);
+        while let Ok((header, _)) = FrameHeader::read_from_prefix(&self.bytes[end..]) {
+            if header.lsn == from {
+                begin = Some(end);
+            }
+            let next = end + header.frame_bytes();
+            let beyond = if next == self.bytes.len() { self.next } else { header.end() };
+            if next > self.bytes.len() || beyond > limit {
+                break;
+            }
+            (end, last) = (next, Some((header, beyond)));
+        }
+        let (begin, (header, next)) = (begin?, last?);
+        (begin < end).then(|| Run {
+            start: from,
+            next,
+            bytes: self.bytes.slice(begin..end),
+            chain: header.chain(),
+            epoch: header.epoch,
+            mark: self.mark && next == self.next,
+        })
+    }
 }
 
 /// The newest runs, oldest first, without gaps. What is not durable yet is always here.
@@ -65,20 +98,25 @@ impl Tip {
         self.end = end;
     }
 
-    /// The run that starts at `from`, and those that follow it without a gap in their bytes'
-    /// segment order, up to `bytes_max` (at least one) and not beyond `limit`.
+    /// The frames from `from` on, in segment order without a gap, up to `bytes_max` (at least one
+    /// run) and not beyond `limit`. Runs at both ends may be parts. Nothing when no frame of the
+    /// tip starts there.
     pub fn from(&self, from: Lsn, limit: Lsn, bytes_max: usize) -> Vec<Run> {
-        let Ok(at) = self.runs.binary_search_by_key(&from, |run| run.start) else {
-            return Vec::new();
-        };
-        let mut bytes = 0;
+        let at = self.runs.partition_point(|run| run.next <= from);
+        let (mut bytes, mut from) = (0, from);
         let mut found = Vec::new();
         for run in self.runs.range(at..) {
-            if run.next > limit || (bytes > 0 && bytes + run.bytes.len() > bytes_max) {
+            if bytes > 0 && bytes + run.bytes.len() > bytes_max {
                 break;
             }
-            bytes += run.bytes.len();
-            found.push(run.clone());
+            let Some(part) = run.part(from, limit) else { break };
+            bytes += part.bytes.len();
+            from = part.next;
+            let ends = from < run.next;
+            found.push(part);
+            if ends {
+                break;
+            }
         }
         found
     }
@@ -99,6 +137,8 @@ impl Tip {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rowship_proto::frame::{Seal, sealed_frame};
+    use rowship_proto::{FrameKind, LogId};
 
     fn run(start: u64, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; 8]);
@@ -115,6 +155,46 @@ mod tests {
         assert_eq!(tip.len(), 1);
         assert!(tip.from(Lsn(0), Lsn(24), 100).is_empty());
         assert_eq!(tip.from(Lsn(16), Lsn(24), 100).len(), 1);
+    }
+
+    #[test]
+    fn a_run_is_divided_between_its_frames_only() {
+        let mut seal = Seal::first(LogId([1, 2]), Epoch::NONE);
+        let (mut bytes, mut ends) = (Vec::new(), vec![Lsn(4096)]);
+        for body in [8, 16, 0] {
+            let at = *ends.last().unwrap();
+            let (header, frame) = sealed_frame(FrameKind::Mark, 0, at, &vec![0; body], &seal);
+            seal.chain_previous = header.chain();
+            ends.push(header.end());
+            bytes.extend(frame);
+        }
+        // The first frame of the next segment follows.
+        let next = Lsn(16384);
+        let (start, chain, epoch) = (ends[0], seal.chain_previous, Epoch::NONE);
+        let bytes = Bytes::from(bytes);
+        let mut tip = Tip::new(start, 9);
+        tip.push(Run { start, next, bytes: bytes.clone(), chain, epoch, mark: true }, start);
+        let places = |from: Lsn, limit: Lsn| {
+            let found = tip.from(from, limit, 0);
+            found.first().map(|run| (run.start, run.next, run.bytes.len(), run.mark))
+        };
+        assert_eq!(places(start, next), Some((start, next, bytes.len(), true)));
+        let first = ends[1].since(start) as usize;
+        assert_eq!(
+            places(start, ends[2].plus(8)),
+            Some((start, ends[2], first + 8 + first, false))
+        );
+        assert_eq!(places(ends[1], next), Some((ends[1], next, bytes.len() - first, true)));
+        assert_eq!(places(ends[1], ends[2]), Some((ends[1], ends[2], first + 8, false)));
+        assert_eq!(places(ends[1], ends[1].plus(8)), None, "no frame ends there");
+        assert_eq!(places(ends[1].plus(8), next), None, "no frame starts there");
+        assert_eq!(places(ends[1], start), None);
+        let middle = tip.from(ends[1], ends[2], 0).remove(0);
+        let (header, _) = FrameHeader::read_from_prefix(&bytes[first..]).unwrap();
+        assert_eq!(
+            (middle.chain, &middle.bytes[..]),
+            (header.chain(), &bytes[first..][..middle.bytes.len()])
+        );
     }
 
     #[test]

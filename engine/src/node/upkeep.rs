@@ -163,6 +163,9 @@ pub async fn maintain<E: Edge>(node: Rc<Node<E>>) {
 }
 
 async fn flush<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
+    if !node.log_is_durable().await {
+        return Ok(());
+    }
     let table = node.table.clone();
     let flushed = offload(&node.maintenance, move || table.flush()).await;
     match flushed.map_err(|error| NodeError::internal(&error))? {
@@ -295,11 +298,16 @@ impl<E: Edge> Node<E> {
     pub(super) async fn flush_all(&self) -> Result<(), NodeError> {
         for _ in 0..STOP_FLUSHES_MAX {
             let table = self.table.clone();
-            let flushed = offload(&self.maintenance, move || {
-                table.seal();
-                table.flush()
-            });
-            match flushed.await.map_err(|error| NodeError::internal(&error))? {
+            let sealed = offload(&self.maintenance, move || table.seal());
+            sealed.await.map_err(|error| NodeError::internal(&error))?;
+            if !self.log_is_durable().await {
+                return Ok(());
+            }
+            let table = self.table.clone();
+            match offload(&self.maintenance, move || table.flush())
+                .await
+                .map_err(|error| NodeError::internal(&error))?
+            {
                 Ok(Some(mark)) => self.record_table(mark).await?,
                 Ok(None) => return Ok(()),
                 Err(error @ TableError::NoSpace { .. }) => {
@@ -310,6 +318,20 @@ impl<E: Edge> Node<E> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the log is durable for all that a memtable sealed by now can hold: a table must
+    /// never know rows that its own log may lose. A replica applies before it writes. False when
+    /// the node ends before.
+    async fn log_is_durable(&self) -> bool {
+        let dispatched = self.dispatched.get();
+        if planted(Bug::FlushAheadOfLog) || self.durable.get() >= dispatched {
+            return true;
+        }
+        sim::mark(sim::Mark::FlushWaited);
+        let done = || (self.durable.get() >= dispatched || self.is_closing()).then_some(());
+        self.changed.until(done).await;
+        self.durable.get() >= dispatched
     }
 
     /// The table is durable up to `mark`: first here, then the table may forget what led there.

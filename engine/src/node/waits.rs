@@ -70,6 +70,7 @@ pub async fn wait_aof<E: Edge>(
     replicas: u64,
     timeout_ms: u64,
 ) -> Reply {
+    let _asks = Asks::begin(node, replicas);
     until(node, timeout_ms, || {
         let here = !local || node.durable.get() >= client.last_write.get();
         let there = |primary: &PrimaryRole<E>| holding(primary, client).1 >= replicas;
@@ -78,6 +79,32 @@ pub async fn wait_aof<E: Edge>(
     })
     .await;
     durable_now(node, client)
+}
+
+/// While it lives, replicas write at once what they receive.
+struct Asks<'a, E: Edge>(Option<&'a Node<E>>);
+
+impl<'a, E: Edge> Asks<'a, E> {
+    fn begin(node: &'a Node<E>, replicas: u64) -> Asks<'a, E> {
+        let asks = Asks((replicas > 0).then_some(node));
+        asks.add(1);
+        asks
+    }
+
+    fn add(&self, by: isize) {
+        let Some(node) = self.0 else { return };
+        if let Some(primary) = node.primary() {
+            let waits = primary.durable_waits.get();
+            primary.durable_waits.set(waits.saturating_add_signed(by));
+            node.changed.notify();
+        }
+    }
+}
+
+impl<E: Edge> Drop for Asks<'_, E> {
+    fn drop(&mut self) {
+        self.add(-1);
+    }
 }
 
 /// What WAITAOF answers when it does not wait.

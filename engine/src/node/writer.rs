@@ -2,7 +2,8 @@
 //!
 //! On a primary it also decides when the open frame is sealed: when the write before is done.
 //! That is the whole group commit: batches form by themselves under load, and a lone write leaves
-//! at once.
+//! at once. A replica that nobody waits for gathers longer: its writes take the disk's and the
+//! processor's time from whoever does wait, on the same machine or in the same storage.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,8 +11,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rowship_proto::FrameHeader;
 use rowship_proto::sim::{Bug, Mark, mark, planted};
+use rowship_proto::{FrameHeader, Nanos};
 use zerocopy::FromBytes;
 
 use super::NodeError;
@@ -26,6 +27,8 @@ use crate::log::{Checkpoint, segment, write_bytes_max};
 pub struct WriteQueue {
     runs: RefCell<VecDeque<Run>>,
     bytes: Cell<usize>,
+    /// Since when the oldest of them waits.
+    since: Cell<Nanos>,
     /// A write is in flight.
     busy: Cell<bool>,
     /// Bytes beyond which a receiver waits.
@@ -36,20 +39,28 @@ impl WriteQueue {
     /// An empty queue.
     #[must_use]
     pub fn new(bytes_max: usize) -> WriteQueue {
-        let (runs, bytes, busy) = Default::default();
-        WriteQueue { runs, bytes, busy, bytes_max }
+        let (runs, bytes, since, busy) = Default::default();
+        WriteQueue { runs, bytes, since, busy, bytes_max }
     }
 
     /// Adds a run.
-    pub fn push(&self, run: Run) {
+    pub fn push(&self, run: Run, now: Nanos) {
+        let mut runs = self.runs.borrow_mut();
+        if runs.is_empty() {
+            self.since.set(now);
+        }
         self.bytes.set(self.bytes.get() + run.bytes.len());
-        self.runs.borrow_mut().push_back(run);
+        runs.push_back(run);
     }
 
     /// Whether a receiver may add more.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.bytes.get() < self.bytes_max
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.bytes.get() >= self.bytes_max / 2
     }
 
     /// Nothing waits and nothing is in flight.
@@ -85,7 +96,7 @@ const BATCH_RUNS_MAX: usize = 256;
 /// What the writer does next.
 enum Next {
     Write(Vec<Run>),
-    /// Lets clients come back that were just answered, at most so long.
+    /// See [`Node::hold_up`].
     Wait(Duration),
     End,
 }
@@ -98,7 +109,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         let next = node
             .changed
             .until(|| {
-                if let Some(left) = node.seal_open_frame() {
+                if let Some(left) = node.hold_up() {
                     return Some(Next::Wait(left));
                 }
                 let batch = node.writes.take_batch(batch_bytes);
@@ -111,7 +122,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         let batch = match next {
             Next::Write(batch) => batch,
             Next::Wait(left) => {
-                let all = node.changed.until(|| node.seal_open_frame().is_none().then_some(()));
+                let all = node.changed.until(|| node.hold_up().is_none().then_some(()));
                 tokio::select! {
                     biased;
                     () = all => {}
@@ -206,6 +217,25 @@ fn whole_frames(run: &[u8], room: usize) -> usize {
 }
 
 impl<E: Edge> Node<E> {
+    /// Seals the open frame when its time has come. How much longer the next write waits: on a
+    /// primary for clients that come back at once, on a replica for more to write.
+    fn hold_up(&self) -> Option<Duration> {
+        self.seal_open_frame().or_else(|| self.gather())
+    }
+
+    fn gather(&self) -> Option<Duration> {
+        let gathers = self.replica()?.gathers.get() && !self.is_closing();
+        if !gathers || self.writes.runs.borrow().is_empty() || self.writes.is_half_full() {
+            return None;
+        }
+        let delay_ns = self.settings.node.replica_write_delay_ms * 1_000_000;
+        let left = (self.writes.since.get() + delay_ns).saturating_sub(self.edge.now());
+        (left > 0).then(|| {
+            mark(Mark::WriteGathered);
+            Duration::from_nanos(left)
+        })
+    }
+
     /// Everything up to the end of this run survives power loss on this node.
     pub(super) fn handle_durable(&self, last: &Run) {
         let lsn = last.next;
@@ -239,10 +269,9 @@ mod tests {
     #[test]
     fn a_write_ends_at_the_segment_and_at_its_limit() {
         let queue = WriteQueue::new(100);
-        queue.push(run(0, 8, 8));
-        queue.push(run(8, 8, 64));
-        queue.push(run(64, 8, 72));
-        queue.push(run(72, 80, 152));
+        for (start, len, next) in [(0, 8, 8), (8, 8, 64), (64, 8, 72), (72, 80, 152)] {
+            queue.push(run(start, len, next), 0);
+        }
         assert!(!queue.has_room());
         let starts = |batch: Vec<Run>| batch.iter().map(|run| run.start.0).collect::<Vec<_>>();
         assert_eq!(starts(queue.take_batch(50)), [0, 8]);

@@ -328,6 +328,15 @@ pub static KEYS: &[Key] = &[
         "faster only burns sockets, slower makes an outage longer"
     ),
     number!(
+        node.replica_write_delay_ms as u64,
+        Millis,
+        0,
+        0,
+        1_000,
+        "How long a replica gathers what it receives before it writes its log, while nobody waits",
+        "what is gathered must be fetched again after a crash"
+    ),
+    number!(
         node.checkpoint_ms as u64,
         Millis,
         100,
