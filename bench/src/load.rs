@@ -266,6 +266,8 @@ const TAKEN_MAX: usize = 256;
 /// # Errors
 /// When a write is refused, or the last marker is not seen within a minute.
 pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Span) -> Result<Lags> {
+    let (mut marker, mut reader) = (system.writer().await?, system.reader(0).await?);
+    forget_markers(&mut marker, &mut reader).await?;
     let due = Rc::new(Due::default());
     let commit = Rc::new(RefCell::new(latencies()));
     let mut tasks = Vec::new();
@@ -278,8 +280,7 @@ pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Spa
         let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
         tasks.push(spawn_local(send_due(client, rows, due.clone(), commit.clone(), counted.0)));
     }
-    let markers = spawn_local(send_markers(system.writer().await?, plan.markers, began, counted.1));
-    let reader = system.reader(0).await?;
+    let markers = spawn_local(send_markers(marker, plan.markers, began, counted.1));
     let looks = spawn_local(look(reader, plan, began, span));
     schedule(&due, plan.rate, began, counted.1).await?;
     join(tasks).await?;
@@ -349,6 +350,17 @@ async fn send_due<C: Client>(
 }
 
 /// Markers carry their own intended time, in nanoseconds since the begin.
+/// The last marker of an earlier load would be taken for all of this one's.
+async fn forget_markers<C: Client>(writer: &mut C, reader: &mut C) -> Result<()> {
+    writer.write(&[Row::numbered(MARKER_KEY, 0)]).await?;
+    let until = Instant::now() + LAST_MARKER_TIMEOUT;
+    while reader.read(MARKER_KEY).await?.is_none_or(|value| Row::number(&value) != 0) {
+        anyhow::ensure!(Instant::now() < until, "the replica does not follow");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
 async fn send_markers<C: Client>(
     mut client: C,
     rate: f64,
@@ -406,6 +418,8 @@ async fn look<C: Client>(
             next += 1;
         }
         if found == LAST_MARKER {
+            let early = now < began + span.warm_up;
+            anyhow::ensure!(!early, "a marker of an earlier load: lags cannot be told");
             return Ok((visible, over_time));
         }
         anyhow::ensure!(now < end + LAST_MARKER_TIMEOUT, "the last marker is not shown");
