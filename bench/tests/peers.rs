@@ -20,7 +20,7 @@ async fn try_peer<P: Peer>(mode: P::Mode, catches_up: bool, ships: bool) {
     let scratch = tempfile::tempdir().unwrap();
     let mut peer = P::start(scratch.path(), mode).await.unwrap();
     load::preload(&peer, KEYS).await.unwrap();
-    let span = Span { warm_up: Duration::ZERO, measured: Duration::from_secs(1) };
+    let span = Span { warm_up: Duration::ZERO, measured: Duration::from_millis(400) };
     for (clients, depth, rows) in [(2, 1, 1), (1, 1, 100), (1, 4, 1)] {
         let ran = load::closed(&peer, clients, depth, input(rows), span).await.unwrap();
         assert!(ran.transactions > 0);
