@@ -16,7 +16,8 @@ fn input(transaction_rows: usize) -> Input {
     Input { keys: KEYS, pick: Keys::Uniform, transaction_rows }
 }
 
-/// Loads until a transaction ends: on a disk that others keep busy a single one can take longer than a load.
+/// Loads until a transaction ends: on a disk that others keep busy a single one can take longer
+/// than a load.
 async fn takes_writes<P: Peer>(peer: &P, clients: usize, depth: usize, input: Input) {
     let span = Span { warm_up: Duration::ZERO, measured: Duration::from_millis(300) };
     let began = Instant::now();

@@ -194,6 +194,12 @@ impl AckPolicy {
         matches!(self, AckPolicy::SemiSync { level: AckLevel::Received, .. })
     }
 
+    /// Whether replies wait for `visible` of replicas.
+    #[must_use]
+    pub fn wants_visible(&self) -> bool {
+        matches!(self, AckPolicy::Sync { visible: true, .. })
+    }
+
     /// Whether some decision waits for `durable` of a replica, so that replicas should write at
     /// once what they receive.
     #[must_use]

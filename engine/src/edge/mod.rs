@@ -6,6 +6,7 @@
 //! that replacing it stays a one-folder change.
 
 pub mod disk;
+mod ring;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod uring;
@@ -13,6 +14,7 @@ pub mod uring;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rowship_proto::Nanos;
@@ -45,6 +47,9 @@ pub trait Edge: Clone + 'static {
     fn listen(&self, address: &str) -> io::Result<Self::Listener>;
     /// Opens a file of `disk` for writing through the ring, each write durable when it returns.
     fn open_durable(&self, disk: &Self::Disk, name: &str) -> io::Result<Self::File>;
+    /// Something is expected within so long: this thread looks for it instead of sleeping, where
+    /// nobody else needs the core. `None` takes that back.
+    fn stay_awake(&self, time: Option<Duration>);
     /// Memory of this process's own that is resident, in bytes; pages of mapped files, which the
     /// system can take back at any time, do not count. 0 where that is not known.
     fn resident_bytes(&self) -> u64;

@@ -1,18 +1,20 @@
-//! Production: sockets and durable writes through io_uring (tokio-uring), the machine's clocks,
-//! worker threads.
+//! Production: sockets and durable writes through io_uring, the machine's clocks, worker threads.
 
 use std::cell::RefCell;
-use std::io;
-use std::net::ToSocketAddrs;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
+use io_uring::{opcode, types};
 use rowship_proto::Nanos;
-use tokio_uring::buf::BoundedBuf;
 
 use super::disk::FileDisk;
+use super::ring::{self, Ring};
 use super::{Edge, Listener, RingFile, Stream, Worker};
 
 /// The production edge. Lives inside [`run`].
@@ -22,9 +24,10 @@ pub struct UringEdge {
 }
 
 struct Inner {
+    ring: Rc<Ring>,
     start: Instant,
     keepalive: Duration,
-    workers: RefCell<Vec<std::thread::JoinHandle<()>>>,
+    workers: Rc<RefCell<Vec<std::thread::JoinHandle<()>>>>,
 }
 
 /// Entries of the submission queue: sends, reads and writes that can be handed over at once
@@ -34,6 +37,8 @@ const RING_ENTRIES: u32 = 4096;
 const ACCEPT_BACKLOG: i32 = 1024;
 /// Most parts of one gathered write; the kernel's limit is 1024.
 const PARTS_MAX: usize = 256;
+/// Connections are not handed on to other programs.
+const CLOSE_ON_EXEC: i32 = rustix::net::SocketFlags::CLOEXEC.bits() as i32;
 
 /// Probes of an idle connection that may stay without an answer. They come so close together that
 /// whoever is gone is known to be after twice the idle time (the kernel's own pace: minutes more).
@@ -47,13 +52,14 @@ pub fn run<T, F>(keepalive: Duration, node: impl FnOnce(UringEdge) -> F) -> io::
 where
     F: Future<Output = T>,
 {
-    let runtime = tokio_uring::Runtime::new(tokio_uring::builder().entries(RING_ENTRIES))?;
-    let workers = RefCell::new(Vec::new());
-    let inner = Rc::new(Inner { start: Instant::now(), keepalive, workers });
-    let result = runtime.block_on(node(UringEdge { inner: inner.clone() }));
-    // Dropping the runtime drops all tasks, and with them the workers' handles: the queues close.
-    drop(runtime);
-    for worker in inner.workers.borrow_mut().drain(..) {
+    let workers = Rc::new(RefCell::new(Vec::new()));
+    let kept = workers.clone();
+    let result = ring::block_on(RING_ENTRIES, |ring| {
+        let inner = Inner { ring, start: Instant::now(), keepalive, workers };
+        node(UringEdge { inner: Rc::new(inner) })
+    })?;
+    // All tasks are gone, and with them the workers' handles: the queues are closed.
+    for worker in kept.borrow_mut().drain(..) {
         if worker.join().is_err() {
             tracing::error!("a worker thread panicked");
         }
@@ -76,8 +82,11 @@ pub struct RingReport {
 /// The system's error: `EPERM` where a container profile or `kernel.io_uring_disabled` forbids
 /// io_uring, `ENOSYS` on old kernels, `ENOMEM` with too little locked memory.
 pub fn probe() -> io::Result<RingReport> {
-    let runtime = tokio_uring::Runtime::new(tokio_uring::builder().entries(8))?;
-    runtime.block_on(tokio_uring::no_op())?;
+    ring::block_on(8, |ring| async move {
+        let nothing = opcode::Nop::new().build();
+        // SAFETY: it uses no memory.
+        unsafe { ring.start(nothing, ()) }.await.0
+    })??;
     let uname = rustix::system::uname();
     let features = features()?;
     Ok(RingReport { kernel: uname.release().to_string_lossy().into_owned(), features })
@@ -85,17 +94,15 @@ pub fn probe() -> io::Result<RingReport> {
 
 /// What the kernel's ring offers of what this edge uses, as it says itself.
 fn features() -> io::Result<Vec<String>> {
-    use io_uring::opcode;
     let ring = io_uring::IoUring::new(2)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let operations = [
-        ("readv", opcode::Readv::CODE),
-        ("read", opcode::Read::CODE),
-        ("write", opcode::Write::CODE),
+        ("recv", opcode::Recv::CODE),
+        ("send", opcode::Send::CODE),
         ("writev", opcode::Writev::CODE),
         ("accept", opcode::Accept::CODE),
-        ("connect", opcode::Connect::CODE),
+        ("async_cancel", opcode::AsyncCancel::CODE),
     ];
     let parameters = ring.params();
     let flags = [
@@ -144,6 +151,10 @@ impl Edge for UringEdge {
         hasher.finish()
     }
 
+    fn stay_awake(&self, time: Option<Duration>) {
+        self.inner.ring.stay_awake(time);
+    }
+
     fn resident_bytes(&self) -> u64 {
         let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|statm| {
             // Size, resident, and how much of that is shared (mapped files), in pages.
@@ -183,10 +194,7 @@ impl Edge for UringEdge {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
             match connect(address).await {
-                Ok(std) => {
-                    let stream = tokio_uring::net::TcpStream::from_std(std);
-                    return self.stream(stream, address.to_string());
-                }
+                Ok(socket) => return self.stream(socket, address.to_string()),
                 Err(error) => last = error,
             }
         }
@@ -197,9 +205,8 @@ impl Edge for UringEdge {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in address.to_socket_addrs()? {
             match bind(address) {
-                Ok(std) => {
-                    let local = std.local_addr()?.to_string();
-                    let listener = Rc::new(tokio_uring::net::TcpListener::from_std(std));
+                Ok(listener) => {
+                    let local = listener.local_addr()?.to_string();
                     return Ok(UringListener { listener, local, edge: self.clone() });
                 }
                 Err(error) => last = error,
@@ -210,9 +217,9 @@ impl Edge for UringEdge {
 
     fn open_durable(&self, disk: &FileDisk, name: &str) -> io::Result<UringFile> {
         let dsync = i32::try_from(rustix::fs::OFlags::DSYNC.bits()).map_err(io::Error::other)?;
-        let std =
+        let file =
             std::fs::OpenOptions::new().write(true).custom_flags(dsync).open(disk.path_of(name))?;
-        Ok(UringFile { file: Rc::new(tokio_uring::fs::File::from_std(std)) })
+        Ok(UringFile { file: Rc::new(file), ring: self.inner.ring.clone() })
     }
 
     fn worker<J: Send + 'static>(
@@ -234,31 +241,31 @@ impl Edge for UringEdge {
 }
 
 impl UringEdge {
-    fn stream(&self, stream: tokio_uring::net::TcpStream, peer: String) -> io::Result<UringStream> {
-        stream.set_nodelay(true)?;
+    fn stream(&self, socket: TcpStream, peer: String) -> io::Result<UringStream> {
+        socket.set_nodelay(true)?;
         let idle = self.inner.keepalive;
         let interval = (idle / KEEPALIVE_PROBES).max(Duration::from_secs(1));
         let keepalive = socket2::TcpKeepalive::new()
             .with_time(idle)
             .with_interval(interval)
             .with_retries(KEEPALIVE_PROBES);
-        let stream = UringStream { stream: Rc::new(stream), peer: peer.into() };
-        socket2::SockRef::from(&stream.descriptor()).set_tcp_keepalive(&keepalive)?;
-        Ok(stream)
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+        let ring = self.inner.ring.clone();
+        Ok(UringStream { socket: Rc::new(socket), ring, peer: peer.into() })
     }
 }
 
 /// Connects beside the ring, so that it can be given up: dropped, this is over. On the ring a
 /// connect goes on, with its socket, for as long as the kernel asks, which is minutes where packets
 /// vanish.
-async fn connect(address: std::net::SocketAddr) -> io::Result<std::net::TcpStream> {
+async fn connect(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     let std = tokio::net::TcpStream::connect(address).await?.into_std()?;
     // On the ring a read waits by itself.
     std.set_nonblocking(false)?;
     Ok(std)
 }
 
-fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
+fn bind(address: std::net::SocketAddr) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restarted node must get its port back while old connections linger.
@@ -271,41 +278,54 @@ fn bind(address: std::net::SocketAddr) -> io::Result<std::net::TcpListener> {
 /// A TCP connection on the ring.
 #[derive(Clone)]
 pub struct UringStream {
-    stream: Rc<tokio_uring::net::TcpStream>,
+    socket: Rc<TcpStream>,
+    ring: Rc<Ring>,
     peer: Rc<str>,
 }
 
 impl Stream for UringStream {
-    async fn read(&self, buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
-        let filled = buffer.len();
-        assert!(filled < buffer.capacity(), "a read needs room");
-        let (result, slice) = self.stream.read(buffer.slice(filled..)).await;
-        (result, slice.into_inner())
+    async fn read(&self, mut buffer: BytesMut) -> (io::Result<usize>, BytesMut) {
+        let spare = buffer.spare_capacity_mut();
+        assert!(!spare.is_empty(), "a read needs room");
+        let (room, at) = (length(spare.len()), spare.as_mut_ptr().cast());
+        let entry = opcode::Recv::new(self.descriptor(), at, room).build();
+        // SAFETY: it writes into the buffer's spare room, which lies on the heap and is its alone.
+        let (read, mut buffer) = unsafe { self.ring.start(entry, buffer) }.await;
+        if let Ok(bytes) = read {
+            // SAFETY: the kernel has filled so many bytes behind the old end, all within the room.
+            unsafe { buffer.set_len(buffer.len() + bytes) };
+        }
+        (read, buffer)
     }
 
-    async fn write_all(&self, bytes: Bytes) -> io::Result<()> {
-        self.stream.write_all(bytes).await.0
-    }
-
-    async fn write_all_parts(&self, parts: Vec<Bytes>) -> io::Result<()> {
-        let mut rest = parts;
-        while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(PARTS_MAX));
-            let (result, sent) = self.stream.writev(rest).await;
-            rest = unwritten(sent, later, result?)?;
+    async fn write_all(&self, mut bytes: Bytes) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let entry =
+                opcode::Send::new(self.descriptor(), bytes.as_ptr(), length(bytes.len())).build();
+            // SAFETY: it reads shared bytes, which nobody changes and which do not move.
+            let (sent, rest) = unsafe { self.ring.start(entry, bytes) }.await;
+            bytes = rest;
+            bytes::Buf::advance(&mut bytes, not_nothing(sent?)?);
         }
         Ok(())
     }
 
+    async fn write_all_parts(&self, mut parts: Vec<Bytes>) -> io::Result<()> {
+        if parts.len() == 1 {
+            return self.write_all(parts.remove(0)).await;
+        }
+        // A socket has no places.
+        write_parts(&self.ring, self.descriptor(), parts, 0).await
+    }
+
     fn shutdown(&self) {
         // Already closed by the other end: nothing is left to shut down.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
     fn is_hung_up(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let descriptor = self.descriptor();
-        let mut asked = [PollFd::new(&descriptor, PollFlags::RDHUP)];
+        let mut asked = [PollFd::new(&*self.socket, PollFlags::RDHUP)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Errors and hang-ups are always reported; a poll that fails tells nothing.
         poll(&mut asked, Some(&at_once)).is_ok_and(|ready| ready > 0)
@@ -317,16 +337,14 @@ impl Stream for UringStream {
 }
 
 impl UringStream {
-    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
-        use std::os::fd::{AsRawFd, BorrowedFd};
-        // SAFETY: the descriptor is open: the stream owns it, and the borrow cannot outlive it.
-        unsafe { BorrowedFd::borrow_raw(self.stream.as_raw_fd()) }
+    fn descriptor(&self) -> types::Fd {
+        types::Fd(self.socket.as_raw_fd())
     }
 }
 
 /// A listening TCP socket on the ring.
 pub struct UringListener {
-    listener: Rc<tokio_uring::net::TcpListener>,
+    listener: TcpListener,
     local: String,
     edge: UringEdge,
 }
@@ -335,8 +353,18 @@ impl Listener for UringListener {
     type Stream = UringStream;
 
     async fn accept(&self) -> io::Result<UringStream> {
-        let (stream, address) = self.listener.accept().await?;
-        self.edge.stream(stream, address.to_string())
+        let descriptor = types::Fd(self.listener.as_raw_fd());
+        let (no_address, no_length) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let entry =
+            opcode::Accept::new(descriptor, no_address, no_length).flags(CLOSE_ON_EXEC).build();
+        // SAFETY: it uses no memory.
+        let accepted = unsafe { self.edge.inner.ring.start(entry, ()) }.await.0?;
+        let descriptor = i32::try_from(accepted).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        let socket = TcpStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+        // Who is gone already is met by the first read.
+        let peer = socket.peer_addr().map_or_else(|_| "(gone)".to_owned(), |peer| peer.to_string());
+        self.edge.stream(socket, peer)
     }
 
     fn local_address(&self) -> io::Result<String> {
@@ -348,28 +376,58 @@ impl Listener for UringListener {
 /// sync are one operation and one trip through the ring.
 #[derive(Clone)]
 pub struct UringFile {
-    file: Rc<tokio_uring::fs::File>,
+    file: Rc<File>,
+    ring: Rc<Ring>,
 }
 
 impl RingFile for UringFile {
     async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
-        let (mut rest, mut offset) = (parts, offset);
-        while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(PARTS_MAX));
-            let (result, sent) = self.file.writev_at(rest, offset).await;
-            let written = result?;
-            offset += written as u64;
-            rest = unwritten(sent, later, written)?;
-        }
-        Ok(())
+        write_parts(&self.ring, types::Fd(self.file.as_raw_fd()), parts, offset).await
     }
 }
 
-/// What is left of `sent` after its first `written` bytes, and `later`.
-fn unwritten(sent: Vec<Bytes>, later: Vec<Bytes>, mut written: usize) -> io::Result<Vec<Bytes>> {
-    if written == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
+/// Writes all parts, in order, from `offset` on, which counts in files only.
+async fn write_parts(
+    ring: &Rc<Ring>,
+    descriptor: types::Fd,
+    parts: Vec<Bytes>,
+    mut offset: u64,
+) -> io::Result<()> {
+    let mut rest = parts;
+    while !rest.is_empty() {
+        let later = rest.split_off(rest.len().min(PARTS_MAX));
+        let slices: Vec<IoSlice<'static>> = rest
+            .iter()
+            .map(|part| {
+                // SAFETY: the slice goes to the kernel only, together with the shared bytes that
+                // it stands for, which nobody changes, and which do not move.
+                IoSlice::new(unsafe { std::slice::from_raw_parts(part.as_ptr(), part.len()) })
+            })
+            .collect();
+        // A slice for writing is what the system calls an iovec: std says so.
+        let entry = opcode::Writev::new(descriptor, slices.as_ptr().cast(), length(slices.len()))
+            .offset(offset)
+            .build();
+        // SAFETY: list and bytes are on the heap, and kept until the end.
+        let (written, (sent, _)) = unsafe { ring.start(entry, (rest, slices)) }.await;
+        let written = not_nothing(written?)?;
+        offset += written as u64;
+        rest = unwritten(sent, later, written);
     }
+    Ok(())
+}
+
+/// A length as the ring takes it: what is longer goes in several.
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(1 << 30)
+}
+
+fn not_nothing(written: usize) -> io::Result<usize> {
+    if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
+}
+
+/// What is left of `sent` after its first `written` bytes, and `later`.
+fn unwritten(sent: Vec<Bytes>, later: Vec<Bytes>, mut written: usize) -> Vec<Bytes> {
     let mut rest = Vec::with_capacity(later.len());
     for mut part in sent {
         let gone = written.min(part.len());
@@ -380,5 +438,5 @@ fn unwritten(sent: Vec<Bytes>, later: Vec<Bytes>, mut written: usize) -> io::Res
         }
     }
     rest.extend(later);
-    Ok(rest)
+    rest
 }

@@ -11,6 +11,8 @@ use std::cell::Cell;
 
 use rowship_proto::Nanos;
 
+use super::writer::mean;
+
 /// Who was answered since the last write ended, who came back, and how often they do.
 #[derive(Default)]
 pub struct Returning {
@@ -37,14 +39,15 @@ pub struct Answered {
 
 /// Answers over which the habit is counted, before older ones count half.
 const HABIT_ANSWERS: u32 = 256;
+/// So many that come back at once keep this node busy until the next write.
+const CROWD: u64 = 3;
 /// The longest that a write is ever held up.
 const WAIT_NS_MAX: Nanos = 1_000_000;
 
 impl Returning {
     /// A write has ended that took so long. Answers follow.
     pub fn written(&self, took_ns: Nanos) {
-        let mean = self.write_ns.get();
-        self.write_ns.set(if mean == 0 { took_ns } else { mean - mean / 8 + took_ns / 8 });
+        self.write_ns.set(mean(self.write_ns.get(), took_ns));
         self.round.set(self.round.get() + 1);
         let (mut answers, mut fast) = self.habit.get();
         if answers >= HABIT_ANSWERS {
@@ -75,15 +78,29 @@ impl Returning {
     /// How much longer the next write should wait for those who are about to come back.
     #[must_use]
     pub fn wait_ns(&self, now: Nanos) -> Option<Nanos> {
-        let (answers, fast) = self.habit.get();
-        // Of this round's answers, only the fast ones are known yet.
-        let (answers, fast) = (u64::from(answers.max(1)), u64::from(fast.min(answers)));
-        let expected = (u64::from(self.answered.get()) * fast + answers / 2) / answers;
-        if fast * 2 < answers || u64::from(self.returned.get()) >= expected {
+        if self.expected() <= u64::from(self.returned.get()) {
             return None;
         }
         let until = self.answered_at.get() + self.patience();
         (until > now).then(|| until - now)
+    }
+
+    /// The same, where several are about to come back: then there is more to do at once than there
+    /// is time between two writes.
+    #[must_use]
+    pub fn crowd_wait_ns(&self, now: Nanos) -> Option<Nanos> {
+        self.wait_ns(now).filter(|_| self.expected() >= CROWD)
+    }
+
+    /// How many of those who were answered in this round come back at once, by habit.
+    fn expected(&self) -> u64 {
+        let (answers, fast) = self.habit.get();
+        // Of this round's answers, only the fast ones are known yet.
+        let (answers, fast) = (u64::from(answers.max(1)), u64::from(fast.min(answers)));
+        if fast * 2 < answers {
+            return 0;
+        }
+        (u64::from(self.answered.get()) * fast + answers / 2) / answers
     }
 
     fn patience(&self) -> Nanos {
@@ -116,11 +133,22 @@ mod tests {
         assert_eq!(returning.wait_ns(now), None, "nobody was answered");
         let answers: Vec<Answered> = (0..4).map(|_| returning.answer(now)).collect();
         assert_eq!(returning.wait_ns(now + 10), Some(WRITE_NS - 10));
+        assert_eq!(returning.crowd_wait_ns(now + 10), Some(WRITE_NS - 10));
         assert_eq!(returning.wait_ns(now + WRITE_NS), None, "its time is over");
         answers[1..].iter().for_each(|last| returning.returned(*last, now + 10));
         assert!(returning.wait_ns(now + 10).is_some());
         returning.returned(answers[0], now + 10);
         assert_eq!(returning.wait_ns(now + 10), None, "all are back");
+    }
+
+    #[test]
+    fn two_are_no_crowd() {
+        let (returning, now) = rounds(WRITE_NS / 2);
+        returning.written(WRITE_NS);
+        for _ in 0..2 {
+            returning.answer(now);
+        }
+        assert_eq!((returning.wait_ns(now), returning.crowd_wait_ns(now)), (Some(WRITE_NS), None));
     }
 
     #[test]

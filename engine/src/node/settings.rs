@@ -102,6 +102,8 @@ pub struct NodeSettings {
     /// A replica gathers what it receives for so long before it writes it to its log, while nobody
     /// waits for that.
     pub replica_write_delay_ms: u64,
+    /// Longest that the ring thread stays awake for something that is expected at once.
+    pub busy_poll_us: u64,
     /// Period at which the checkpoint is renewed.
     pub checkpoint_ms: u64,
     /// Client connections; one more is told so and closed.
@@ -171,6 +173,7 @@ impl Settings {
                 spare_segments: 1,
                 reconnect_ms: 200,
                 replica_write_delay_ms: 10,
+                busy_poll_us: 200,
                 checkpoint_ms: 2_000,
                 clients_max: 4_096,
                 replicas_max: 64,

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rowship_proto::frame::FrameHeader;
@@ -41,7 +42,7 @@ pub async fn accept<E: Edge>(node: Rc<Node<E>>, listener: E::Listener) {
 }
 
 /// Pause after a failed accept (out of descriptors, most likely), so that it does not spin.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The receiving side of a link.
 async fn receive<E: Edge>(node: Rc<Node<E>>, stream: E::Stream) {
@@ -258,6 +259,8 @@ enum Next {
     Frames(Vec<Run>),
     FromMaps,
     Notice,
+    /// See [`notice_wait`].
+    Wait(Duration),
     End,
 }
 
@@ -277,18 +280,27 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         shipped = run.ok().flatten().map_or(shipped, |run| run.next);
     }
     let mut told = Told { committed: Lsn::ZERO, wants_durable: false, noticed: None };
-    let heartbeat = std::time::Duration::from_millis(node.settings.cluster.heartbeat_ms);
+    let heartbeat = Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
-        let next = {
+        let step = {
             let look = node.changed.until(|| next(&node, &link, shipped, &told));
             tokio::select! {
                 biased;
-                next = look => next,
+                step = look => step,
                 () = tokio::time::sleep(heartbeat) => Next::Notice,
             }
         };
-        let sent = match next {
+        let sent = match step {
             Next::End => return link.stream.shutdown(),
+            Next::Wait(time) => {
+                let waits = || matches!(next(&node, &link, shipped, &told), Some(Next::Wait(_)));
+                tokio::select! {
+                    biased;
+                    () = node.changed.until(|| (!waits()).then_some(())) => {}
+                    () = tokio::time::sleep(time) => {}
+                }
+                continue;
+            }
             Next::Notice => {
                 told = Told::now(&node);
                 let notice = Notice {
@@ -341,6 +353,16 @@ impl Told {
     }
 }
 
+/// How long it is better to wait before telling a replica what is committed: while a crowd of
+/// clients is about to write again, the next frame says it at once, and nobody has to be woken for
+/// it. Not where a reply waits for what replicas show.
+fn notice_wait<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>, now: Nanos) -> Option<Duration> {
+    if node.wants_visible(primary) {
+        return None;
+    }
+    primary.returning.crowd_wait_ns(now).map(Duration::from_nanos)
+}
+
 fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> Option<Next> {
     if link.closed.get() {
         return Some(Next::End);
@@ -369,7 +391,8 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
     if machine.committed() > told.committed {
-        return Some(Next::Notice);
+        let held_up = if closing { None } else { notice_wait(node, primary, now) };
+        return Some(held_up.map_or(Next::Notice, Next::Wait));
     }
     // A clean stop first lets replicas have everything, and what is committed of it.
     (closing && shipped >= appended).then_some(Next::End)

@@ -383,6 +383,16 @@ impl<E: Edge> Node<E> {
         primary.durable_waits.get() > 0 || primary.limits.borrow().iter().any(by_policy)
     }
 
+    /// Whether replies wait for what replicas show, or would with the next write.
+    pub(super) fn wants_visible(&self, primary: &PrimaryRole<E>) -> bool {
+        let by_policy = |limit: &ReplyLimit| match &limit.policy {
+            ClientPolicy::Node => self.settings.cluster.ack.wants_visible(),
+            ClientPolicy::Memory => false,
+            ClientPolicy::Policy(policy) => limit.users > 0 && policy.wants_visible(),
+        };
+        primary.limits.borrow().iter().any(by_policy)
+    }
+
     /// Closes a link's socket; its tasks end by themselves.
     pub fn close_link(&self, id: LinkId) {
         let Some(primary) = self.primary() else { return };

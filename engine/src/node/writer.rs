@@ -31,6 +31,8 @@ pub struct WriteQueue {
     since: Cell<Nanos>,
     /// A write is in flight.
     busy: Cell<bool>,
+    /// Mean of what small writes take.
+    small_write_ns: Cell<Nanos>,
     /// Bytes beyond which a receiver waits.
     pub bytes_max: usize,
 }
@@ -39,8 +41,8 @@ impl WriteQueue {
     /// An empty queue.
     #[must_use]
     pub fn new(bytes_max: usize) -> WriteQueue {
-        let (runs, bytes, since, busy) = Default::default();
-        WriteQueue { runs, bytes, since, busy, bytes_max }
+        let (runs, bytes, since, busy, small_write_ns) = Default::default();
+        WriteQueue { runs, bytes, since, busy, small_write_ns, bytes_max }
     }
 
     /// Adds a run.
@@ -92,6 +94,8 @@ impl WriteQueue {
 
 /// Most runs of one gathered write.
 const BATCH_RUNS_MAX: usize = 256;
+/// A larger write takes long enough for sleeping, and comes of a load that needs the cores.
+const SMALL_WRITE_BYTES_MAX: usize = 32 << 10;
 
 /// What the writer does next.
 enum Next {
@@ -137,16 +141,23 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
             node.handle_durable(batch.last().expect("never empty"));
         }
         let started = node.edge.now();
+        let small = batch.iter().map(|run| run.bytes.len()).sum::<usize>() <= SMALL_WRITE_BYTES_MAX;
+        node.edge.stay_awake(if small { node.busy_poll_for_write() } else { None });
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
             Ok(()) => {
+                let took_ns = node.edge.now().saturating_sub(started);
+                if small {
+                    node.writes.small_write_ns.set(mean(node.writes.small_write_ns.get(), took_ns));
+                }
                 if let Some(primary) = node.primary() {
-                    primary.returning.written(node.edge.now().saturating_sub(started));
+                    primary.returning.written(took_ns);
                 }
                 node.handle_durable(batch.last().expect("never empty"));
                 // Answers first: who they go to decides when the next write begins.
                 tokio::task::yield_now().await;
+                node.edge.stay_awake(node.busy_poll_for_clients());
             }
             Err(error) => {
                 mark(Mark::WriteFailed);
@@ -216,7 +227,26 @@ fn whole_frames(run: &[u8], room: usize) -> usize {
     end
 }
 
+/// A mean in which each of the last few counts most.
+pub(super) fn mean(before: Nanos, new: Nanos) -> Nanos {
+    if before == 0 { new } else { before - before / 8 + new / 8 }
+}
+
 impl<E: Edge> Node<E> {
+    /// How long to stay awake for a small write: not at all where they take longer than that.
+    fn busy_poll_for_write(&self) -> Option<Duration> {
+        let longest = Duration::from_micros(self.settings.node.busy_poll_us);
+        let usual = Duration::from_nanos(self.writes.small_write_ns.get());
+        (usual < longest).then_some(longest)
+    }
+
+    /// How long to stay awake for clients that have just been answered.
+    fn busy_poll_for_clients(&self) -> Option<Duration> {
+        let longest = Duration::from_micros(self.settings.node.busy_poll_us);
+        let expected = self.primary()?.returning.wait_ns(self.edge.now())?;
+        Some(Duration::from_nanos(expected).min(longest))
+    }
+
     /// Seals the open frame when its time has come. How much longer the next write waits: on a
     /// primary for clients that come back at once, on a replica for more to write.
     fn hold_up(&self) -> Option<Duration> {

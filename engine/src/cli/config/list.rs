@@ -337,6 +337,16 @@ pub static KEYS: &[Key] = &[
         "what is gathered must be fetched again after a crash"
     ),
     number!(
+        node.busy_poll_us as u64,
+        Micros,
+        0,
+        0,
+        1_000,
+        "Longest that the node looks for the end of a small write, or for clients about to write \
+         again, before it sleeps; 0 always sleeps",
+        "it takes a core from others; beyond a millisecond waking up no longer matters"
+    ),
+    number!(
         node.checkpoint_ms as u64,
         Millis,
         100,

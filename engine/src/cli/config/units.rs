@@ -9,12 +9,15 @@ pub enum Unit {
     Bytes,
     /// Milliseconds: `500`, `500ms`, `2s`, `1m`.
     Millis,
+    /// Microseconds: `200`, `200us`, `1ms`.
+    Micros,
     /// Things.
     Count,
 }
 
 const SIZES: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 const DURATIONS: [(&str, u64); 3] = [("ms", 1), ("s", 1000), ("m", 60_000)];
+const SHORT_DURATIONS: [(&str, u64); 2] = [("us", 1), ("ms", 1000)];
 
 impl Unit {
     /// Reads `text`; the error says what is allowed.
@@ -30,6 +33,7 @@ impl Unit {
         let scales: &[(&str, u64)] = match self {
             Unit::Bytes => &SIZES,
             Unit::Millis => &DURATIONS,
+            Unit::Micros => &SHORT_DURATIONS,
             Unit::Count => &[],
         };
         let scale = if suffix.is_empty() {
@@ -42,6 +46,7 @@ impl Unit {
         number.and_then(|(number, scale)| number.checked_mul(scale)).ok_or(match self {
             Unit::Bytes => "a size is a number of bytes, or a number with KiB, MiB or GiB",
             Unit::Millis => "a time is a number of milliseconds, or a number with ms, s or m",
+            Unit::Micros => "a short time is a number of microseconds, or a number with us or ms",
             Unit::Count => "a whole number is expected",
         })
     }
@@ -55,7 +60,7 @@ impl Unit {
                 Some((name, scale)) => format!("{}{name}", value / scale),
                 None => value.to_string(),
             },
-            Unit::Millis | Unit::Count => value.to_string(),
+            Unit::Millis | Unit::Micros | Unit::Count => value.to_string(),
         }
     }
 
@@ -65,6 +70,7 @@ impl Unit {
         match self {
             Unit::Bytes => Some("bytes"),
             Unit::Millis => Some("milliseconds"),
+            Unit::Micros => Some("microseconds"),
             Unit::Count => None,
         }
     }
@@ -123,6 +129,8 @@ mod tests {
         assert_eq!(Unit::Bytes.parse("1_000B"), Ok(1000));
         assert_eq!(Unit::Millis.parse("2s"), Ok(2000));
         assert_eq!(Unit::Millis.parse("500"), Ok(500));
+        assert_eq!(Unit::Micros.parse("1ms"), Ok(1000));
+        assert_eq!(Unit::Micros.parse("200us"), Ok(200));
         for text in ["", "MiB", "64MB", "-1", "1.5GiB", "99999999999GiB", "0x10"] {
             assert!(Unit::Bytes.parse(text).is_err(), "{text}");
         }

@@ -294,6 +294,8 @@ impl Edge for SimEdge {
         self.process.machine.world.with_random(Random::word)
     }
 
+    fn stay_awake(&self, _: Option<Duration>) {}
+
     fn resident_bytes(&self) -> u64 {
         0
     }
