@@ -87,6 +87,8 @@ named! {
         WriteGathered = "write-gathered",
         /// A memtable waited with its flush until the log below was durable.
         FlushWaited = "flush-waited",
+        /// A small window was applied on the ring thread.
+        AppliedHere = "applied-here",
         /// A window ended inside a run.
         RunDivided = "run-divided",
         /// A window held more than one image of a key.

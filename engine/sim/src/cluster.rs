@@ -34,6 +34,8 @@ pub struct ClusterPlan {
     pub memtable_bytes: u64,
     /// How long replicas gather before they write.
     pub replica_write_delay_ms: u64,
+    /// Windows up to this size are applied on the ring thread.
+    pub small_window_bytes: usize,
     /// Size of segments.
     pub segment_bytes: u64,
 }
@@ -46,6 +48,7 @@ impl Default for ClusterPlan {
             lanes: 3,
             memtable_bytes: 16 << 10,
             replica_write_delay_ms: 10,
+            small_window_bytes: 1 << 10,
             segment_bytes: 64 << 10,
         }
     }
@@ -121,6 +124,7 @@ impl Cluster {
         node.lanes = plan.lanes;
         node.memtable_bytes = plan.memtable_bytes;
         node.replica_write_delay_ms = plan.replica_write_delay_ms;
+        node.small_window_bytes = plan.small_window_bytes;
         node.reconnect_ms = 20;
         node.checkpoint_ms = 200;
         node.stop_timeout_ms = 1000;

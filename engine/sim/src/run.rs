@@ -151,6 +151,7 @@ async fn simulate(options: RunOptions, told: &Told) -> Result<Report, Violation>
         memtable_bytes: 8 << random.between((10, 14)),
         // Not drawn: seeds that failed once go on as they did.
         replica_write_delay_ms: [0, 10, 100][(options.seed % 3) as usize],
+        small_window_bytes: [0, 1 << 10][(options.seed / 3 % 2) as usize],
         segment_bytes: 64 << 10,
     };
     let names = &NAMES[..=chaos.replicas];

@@ -47,9 +47,11 @@ pub trait Edge: Clone + 'static {
     fn listen(&self, address: &str) -> io::Result<Self::Listener>;
     /// Opens a file of `disk` for writing through the ring, each write durable when it returns.
     fn open_durable(&self, disk: &Self::Disk, name: &str) -> io::Result<Self::File>;
-    /// Something is expected within so long: this thread looks for it instead of sleeping, where
-    /// nobody else needs the core. `None` takes that back.
-    fn stay_awake(&self, time: Option<Duration>);
+    /// Something is expected within so long: this thread looks for it instead of sleeping, as long
+    /// as nobody else keeps the core for `taken_max` at once.
+    fn stay_awake(&self, time: Duration, taken_max: Duration);
+    /// Nothing is expected any more.
+    fn may_sleep(&self);
     /// Memory of this process's own that is resident, in bytes; pages of mapped files, which the
     /// system can take back at any time, do not count. 0 where that is not known.
     fn resident_bytes(&self) -> u64;

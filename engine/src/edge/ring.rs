@@ -34,8 +34,10 @@ pub(super) struct Ring {
     operations: RefCell<Slab<State>>,
     /// Empty between two turns: kept for its memory.
     woken: RefCell<Vec<Waker>>,
-    /// Until when this thread does not sleep.
-    awake_until: Cell<Option<Instant>>,
+    /// Until when this thread does not sleep, and how long others may take the core meanwhile.
+    awake: Cell<Option<(Instant, Duration)>>,
+    /// Others have needed the core: until then they have it.
+    given_up_until: Cell<Option<Instant>>,
 }
 
 /// An operation that the kernel has been, or will be, asked for.
@@ -49,9 +51,8 @@ enum State {
 
 /// What a cancellation is known by: no operation has this number.
 const CANCEL: u64 = u64::MAX;
-/// Longer than a turn of another node or an interrupt's work takes; a program that computes keeps
-/// the core for milliseconds.
-const TAKEN_FOR_LONG: Duration = Duration::from_micros(100);
+/// How long the thread sleeps as it used to, once others have needed its core.
+const GIVEN_UP: Duration = Duration::from_millis(2);
 /// `io_uring_enter`: completions that were put off are made now.
 const GET_EVENTS: u32 = 1;
 
@@ -74,7 +75,8 @@ impl Ring {
             uring: RefCell::new(uring),
             operations: RefCell::default(),
             woken: RefCell::default(),
-            awake_until: Cell::new(None),
+            awake: Cell::new(None),
+            given_up_until: Cell::new(None),
         }))
     }
 
@@ -98,23 +100,33 @@ impl Ring {
         Operation { ring: self.clone(), at, kept: Some(kept) }
     }
 
-    /// The thread stays awake for this long, or only until now.
-    pub(super) fn stay_awake(&self, time: Option<Duration>) {
-        self.awake_until.set(time.map(|time| Instant::now() + time));
+    /// The thread does not sleep for this long, where others take the core for less than
+    /// `taken_max` at once.
+    pub(super) fn stay_awake(&self, time: Duration, taken_max: Duration) {
+        let now = Instant::now();
+        let given_up = self.given_up_until.get().is_some_and(|until| now < until);
+        self.awake.set((!given_up).then_some((now + time, taken_max)));
+    }
+
+    /// The thread sleeps when there is nothing to do.
+    pub(super) fn may_sleep(&self) {
+        self.awake.set(None);
     }
 
     /// Whether the thread is to look again instead of sleeping. Lets others have the core first;
-    /// where somebody has taken it for long, it is needed more than this needs it.
+    /// where somebody keeps it, it is needed more than this needs it.
     fn stays_awake(&self) -> bool {
-        let Some(until) = self.awake_until.get() else { return false };
+        let Some((until, taken_max)) = self.awake.get() else { return false };
         let before = Instant::now();
         if before < until {
             std::thread::yield_now();
-            if before.elapsed() < TAKEN_FOR_LONG {
+            let now = Instant::now();
+            if now - before < taken_max {
                 return true;
             }
+            self.given_up_until.set(Some(now + GIVEN_UP));
         }
-        self.awake_until.set(None);
+        self.awake.set(None);
         false
     }
 
@@ -375,13 +387,13 @@ mod tests {
     #[test]
     fn a_thread_that_stays_awake_sees_others_wake_it_and_goes_to_sleep_in_time() {
         let slept = block_on(8, |ring| async move {
-            ring.stay_awake(Some(Duration::from_millis(50)));
+            ring.stay_awake(Duration::from_millis(50), Duration::from_secs(9));
             let (said, heard) = tokio::sync::oneshot::channel();
             let other = std::thread::spawn(move || said.send(7).unwrap());
             assert_eq!(heard.await.unwrap(), 7);
             other.join().unwrap();
             tokio::time::sleep(Duration::from_millis(80)).await;
-            ring.awake_until.get().is_none()
+            ring.awake.get().is_none()
         });
         assert!(slept.unwrap());
     }

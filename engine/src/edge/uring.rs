@@ -151,8 +151,12 @@ impl Edge for UringEdge {
         hasher.finish()
     }
 
-    fn stay_awake(&self, time: Option<Duration>) {
-        self.inner.ring.stay_awake(time);
+    fn stay_awake(&self, time: Duration, taken_max: Duration) {
+        self.inner.ring.stay_awake(time, taken_max);
+    }
+
+    fn may_sleep(&self) {
+        self.inner.ring.may_sleep();
     }
 
     fn resident_bytes(&self) -> u64 {

@@ -128,7 +128,7 @@ impl Appender {
     }
 
     /// Whether the open frame has something in it.
-    fn has_open(&self) -> bool {
+    pub(super) fn has_open(&self) -> bool {
         self.open.as_ref().is_some_and(|open| !open.is_empty())
     }
 

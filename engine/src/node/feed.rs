@@ -2,17 +2,23 @@
 //!
 //! At the tip a window is whatever has been committed since the last one. Behind, windows grow up
 //! to `window_bytes_max`, and only the last image per key within each is applied.
+//!
+//! A window of a few rows is applied here, while no lane is busy: that takes less than waking one
+//! up, and nobody has to be waited for.
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use rowship_proto::sim::{Bug, Mark, mark, planted};
 use rowship_proto::{FrameHeader, Lsn};
 use zerocopy::FromBytes;
 
 use super::NodeError;
-use super::state::{Node, Stop};
+use super::state::{Node, PrimaryRole, Stop};
 use super::tip::Run;
+use crate::apply::lane::{ApplyFailed, Lane};
 use crate::apply::plan::Window;
 use crate::edge::{Edge, Worker};
 
@@ -33,8 +39,11 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             })
             .await;
         let Some(limit) = limit else { return };
+        if let Some(primary) = node.primary() {
+            give_way(&node, primary).await;
+        }
         let cuts = node.cuts.get();
-        let mut window = next_window(&node, limit, lanes.len()).await;
+        let mut window = next_window(&node, limit).await;
         if std::mem::take(&mut first) && planted(Bug::ResumeOneFrameLate) {
             skip_frame(&mut window);
         }
@@ -43,10 +52,20 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>, lanes: Vec<Worker<Arc<Window>>>) {
             continue;
         }
         match window {
-            Ok(Some((window, end))) => {
+            Ok(Some(next)) => {
+                let here = is_small(&node, &next);
                 // Before the lanes have it: from here on a cut below `end` must be refused.
-                node.dispatched.set(end);
-                let window = Arc::new(window);
+                node.dispatched.set(next.end);
+                let shares = if here { 1 } else { lanes.len() };
+                let window = Arc::new(Window::new(next.start, next.end, next.parts, shares));
+                if here {
+                    if apply_here(&node, &window).is_err() {
+                        // Whoever follows the lanes stops the node. Nothing more may be applied:
+                        // it would be shown without this.
+                        return;
+                    }
+                    continue;
+                }
                 for lane in &lanes {
                     // Waits while the lane's queue is full: that is the limit of what is in
                     // flight between the feed and the table.
@@ -78,20 +97,53 @@ fn limit_of<E: Edge>(node: &Node<E>) -> Lsn {
     node.committed.get().min(node.appended.get())
 }
 
+/// On a primary nobody waits for rows to be in the table: replies leave first, and what a crowd of
+/// clients is about to write is on its way to the disk.
+async fn give_way<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>) {
+    tokio::task::yield_now().await;
+    if let Some(wait_ns) = primary.returning.crowd_wait_ns(node.edge.now()) {
+        let written = || (node.writes.is_busy() || node.is_closing()).then_some(());
+        tokio::select! {
+            biased;
+            () = node.changed.until(written) => {}
+            () = tokio::time::sleep(Duration::from_nanos(wait_ns)) => {}
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What becomes a window.
+struct Next {
+    start: Lsn,
+    end: Lsn,
+    parts: Vec<Bytes>,
+}
+
+/// Whether a window is better applied on this thread: it is small, and nothing before it is still
+/// on its way through the lanes.
+fn is_small<E: Edge>(node: &Node<E>, next: &Next) -> bool {
+    let bytes: usize = next.parts.iter().map(Bytes::len).sum();
+    bytes <= node.settings.node.small_window_bytes && node.applied.visible() == next.start
+}
+
+/// One lane for all rows of one window.
+fn apply_here<E: Edge>(node: &Node<E>, window: &Arc<Window>) -> Result<(), ApplyFailed> {
+    mark(Mark::AppliedHere);
+    let (seed, table, applied) =
+        (node.log_id.get().seed(), node.table.clone(), node.applied.clone());
+    Lane::new(0, 1, seed, table, applied).turn(window).map(|_| ())
+}
+
 /// For [`Bug::ResumeOneFrameLate`].
-fn skip_frame(window: &mut Result<Option<(Window, Lsn)>, NodeError>) {
-    let Ok(Some((window, _))) = window else { return };
+fn skip_frame(window: &mut Result<Option<Next>, NodeError>) {
+    let Ok(Some(window)) = window else { return };
     if let Ok((header, _)) = FrameHeader::read_from_prefix(&window.parts[0]) {
         bytes::Buf::advance(&mut window.parts[0], header.frame_bytes());
     }
 }
 
-/// The window that starts where the last one ended, and its end.
-async fn next_window<E: Edge>(
-    node: &Node<E>,
-    limit: Lsn,
-    lanes: usize,
-) -> Result<Option<(Window, Lsn)>, NodeError> {
+/// The window that starts where the last one ended.
+async fn next_window<E: Edge>(node: &Node<E>, limit: Lsn) -> Result<Option<Next>, NodeError> {
     let start = node.dispatched.get();
     let bytes_max = node.settings.node.window_bytes_max;
     let (mut parts, mut end, mut bytes) = (Vec::new(), start, 0);
@@ -116,7 +168,7 @@ async fn next_window<E: Edge>(
     if end == start {
         return Ok(None);
     }
-    Ok(Some((Window::new(start, end, parts, lanes), end)))
+    Ok(Some(Next { start, end, parts }))
 }
 
 /// The runs of one window: none behind a mark, which ends it.

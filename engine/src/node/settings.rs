@@ -90,6 +90,8 @@ pub struct NodeSettings {
     pub transfer_bytes: usize,
     /// Most bytes of log in one apply window.
     pub window_bytes_max: usize,
+    /// Most bytes of log in a window that the ring thread applies by itself.
+    pub small_window_bytes: usize,
     /// Frame buffers of the appender.
     pub frame_buffers: usize,
     /// Free space that the log never takes: the table's flushes need it. A segment that would leave
@@ -168,6 +170,7 @@ impl Settings {
                 send_window_bytes: 16 << 20,
                 transfer_bytes: 2 << 20,
                 window_bytes_max: 4 << 20,
+                small_window_bytes: 4 << 10,
                 frame_buffers: 16,
                 disk_reserve_bytes: 128 << 20,
                 spare_segments: 1,
@@ -201,6 +204,7 @@ impl Settings {
         self.node.send_window_bytes = 64 << 10;
         self.node.transfer_bytes = 16 << 10;
         self.node.window_bytes_max = 16 << 10;
+        self.node.small_window_bytes = 1 << 10;
         self.node.frame_buffers = 4;
         self.node.disk_reserve_bytes = 1 << 20;
         self

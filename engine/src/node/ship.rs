@@ -259,7 +259,7 @@ enum Next {
     Frames(Vec<Run>),
     FromMaps,
     Notice,
-    /// See [`notice_wait`].
+    /// See [`Node::notice_wait`].
     Wait(Duration),
     End,
 }
@@ -353,16 +353,6 @@ impl Told {
     }
 }
 
-/// How long it is better to wait before telling a replica what is committed: while a crowd of
-/// clients is about to write again, the next frame says it at once, and nobody has to be woken for
-/// it. Not where a reply waits for what replicas show.
-fn notice_wait<E: Edge>(node: &Node<E>, primary: &PrimaryRole<E>, now: Nanos) -> Option<Duration> {
-    if node.wants_visible(primary) {
-        return None;
-    }
-    primary.returning.crowd_wait_ns(now).map(Duration::from_nanos)
-}
-
 fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> Option<Next> {
     if link.closed.get() {
         return Some(Next::End);
@@ -391,7 +381,7 @@ fn next<E: Edge>(node: &Node<E>, link: &Link<E>, shipped: Lsn, told: &Told) -> O
         return Some(if runs.is_empty() { Next::FromMaps } else { Next::Frames(runs) });
     }
     if machine.committed() > told.committed {
-        let held_up = if closing { None } else { notice_wait(node, primary, now) };
+        let held_up = if closing { None } else { node.notice_wait(primary, now) };
         return Some(held_up.map_or(Next::Notice, Next::Wait));
     }
     // A clean stop first lets replicas have everything, and what is committed of it.

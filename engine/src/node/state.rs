@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::hlc::Clock;
@@ -263,6 +264,8 @@ pub fn count(counter: &Cell<u64>, by: u64) {
     counter.set(counter.get().saturating_add(by));
 }
 
+/// Longer than an open frame stays open while nothing is being written.
+const SEAL_PAUSE: Duration = Duration::from_millis(1);
 /// Events kept for status.
 const EVENTS_MAX: usize = 64;
 
@@ -391,6 +394,19 @@ impl<E: Edge> Node<E> {
             ClientPolicy::Policy(policy) => limit.users > 0 && policy.wants_visible(),
         };
         primary.limits.borrow().iter().any(by_policy)
+    }
+
+    /// How long it is better to wait before telling a replica what is committed: while a crowd of
+    /// clients is about to write again, the next frame says it at once, and nobody has to be woken
+    /// for it. Not where a reply waits for what replicas show.
+    pub(super) fn notice_wait(&self, primary: &PrimaryRole<E>, now: Nanos) -> Option<Duration> {
+        if self.wants_visible(primary) {
+            return None;
+        }
+        if self.writes.is_idle() && primary.appender.borrow().has_open() {
+            return Some(SEAL_PAUSE);
+        }
+        primary.returning.crowd_wait_ns(now).map(Duration::from_nanos)
     }
 
     /// Closes a link's socket; its tasks end by themselves.

@@ -61,6 +61,12 @@ impl WriteQueue {
         self.bytes.get() < self.bytes_max
     }
 
+    /// A write is in flight.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.busy.get()
+    }
+
     fn is_half_full(&self) -> bool {
         self.bytes.get() >= self.bytes_max / 2
     }
@@ -96,6 +102,12 @@ impl WriteQueue {
 const BATCH_RUNS_MAX: usize = 256;
 /// A larger write takes long enough for sleeping, and comes of a load that needs the cores.
 const SMALL_WRITE_BYTES_MAX: usize = 32 << 10;
+/// Longer than a turn of another node or the work of an interrupt takes: a program that computes
+/// keeps a core for milliseconds.
+const CORE_TAKEN_MAX: Duration = Duration::from_micros(100);
+/// A replica that nobody waits for gives way sooner: on the same machine its primary needs the core
+/// more.
+const CORE_TAKEN_BY_PRIMARY_MAX: Duration = Duration::from_micros(20);
 
 /// What the writer does next.
 enum Next {
@@ -142,7 +154,9 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         }
         let started = node.edge.now();
         let small = batch.iter().map(|run| run.bytes.len()).sum::<usize>() <= SMALL_WRITE_BYTES_MAX;
-        node.edge.stay_awake(if small { node.busy_poll_for_write() } else { None });
+        if small {
+            node.stay_awake_for_write();
+        }
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
@@ -157,7 +171,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
                 node.handle_durable(batch.last().expect("never empty"));
                 // Answers first: who they go to decides when the next write begins.
                 tokio::task::yield_now().await;
-                node.edge.stay_awake(node.busy_poll_for_clients());
+                node.stay_awake_for_clients();
             }
             Err(error) => {
                 mark(Mark::WriteFailed);
@@ -233,18 +247,37 @@ pub(super) fn mean(before: Nanos, new: Nanos) -> Nanos {
 }
 
 impl<E: Edge> Node<E> {
-    /// How long to stay awake for a small write: not at all where they take longer than that.
-    fn busy_poll_for_write(&self) -> Option<Duration> {
-        let longest = Duration::from_micros(self.settings.node.busy_poll_us);
-        let usual = Duration::from_nanos(self.writes.small_write_ns.get());
-        (usual < longest).then_some(longest)
+    /// Not where small writes take longer than that.
+    fn stay_awake_for_write(&self) {
+        let longest = self.busy_poll();
+        if Duration::from_nanos(self.writes.small_write_ns.get()) < longest {
+            self.edge.stay_awake(longest, CORE_TAKEN_MAX);
+        }
     }
 
-    /// How long to stay awake for clients that have just been answered.
-    fn busy_poll_for_clients(&self) -> Option<Duration> {
-        let longest = Duration::from_micros(self.settings.node.busy_poll_us);
-        let expected = self.primary()?.returning.wait_ns(self.edge.now())?;
-        Some(Duration::from_nanos(expected).min(longest))
+    /// Clients that have just been answered are expected.
+    fn stay_awake_for_clients(&self) {
+        let primary = self.primary();
+        match primary.and_then(|primary| primary.returning.wait_ns(self.edge.now())) {
+            Some(expected) => {
+                let time = Duration::from_nanos(expected).min(self.busy_poll());
+                self.edge.stay_awake(time, CORE_TAKEN_MAX);
+            }
+            None => self.edge.may_sleep(),
+        }
+    }
+
+    /// A replica that has received a little, not committed yet, is about to be told that it is.
+    pub(super) fn stay_awake_for_notice(&self, received_bytes: usize) {
+        if received_bytes <= SMALL_WRITE_BYTES_MAX && self.committed.get() < self.appended.get() {
+            self.edge.stay_awake(self.busy_poll(), CORE_TAKEN_BY_PRIMARY_MAX);
+        } else {
+            self.edge.may_sleep();
+        }
+    }
+
+    fn busy_poll(&self) -> Duration {
+        Duration::from_micros(self.settings.node.busy_poll_us)
     }
 
     /// Seals the open frame when its time has come. How much longer the next write waits: on a

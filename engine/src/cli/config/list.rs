@@ -292,6 +292,15 @@ pub static KEYS: &[Key] = &[
         "readers step from window to window, and its rows are held in memory"
     ),
     number!(
+        node.small_window_bytes as usize,
+        Bytes,
+        0,
+        0,
+        64 * KIB,
+        "Windows up to this size are applied without waking a lane up",
+        "everything else waits meanwhile"
+    ),
+    number!(
         node.frame_buffers as usize,
         Count,
         2,

@@ -294,7 +294,9 @@ impl Edge for SimEdge {
         self.process.machine.world.with_random(Random::word)
     }
 
-    fn stay_awake(&self, _: Option<Duration>) {}
+    fn stay_awake(&self, _: Duration, _: Duration) {}
+
+    fn may_sleep(&self) {}
 
     fn resident_bytes(&self) -> u64 {
         0
