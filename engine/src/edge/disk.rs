@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::fs::FallocateFlags;
 
@@ -37,6 +38,20 @@ pub const FILE_MODE: u32 = 0o600;
 /// Zeroes are written in pieces of this many bytes: large enough that the number of calls does
 /// not matter, small enough to stay in the processor's cache.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// What is written gently is synced in pieces of this many bytes: large enough that the journal's
+/// commit for each piece does not matter.
+const GENTLE_STEP_BYTES: u64 = 4 << 20;
+/// After each piece, a pause of so many times its own time.
+const GENTLE_PAUSES: u32 = 3;
+
+/// How a new file is filled.
+#[derive(Clone, Copy)]
+enum Zeroes<'a> {
+    AtOnce,
+    Gently(&'a dyn Fn() -> bool),
+    Reserved,
+}
 
 /// Pages are faulted in by steps of this many bytes, so that one call never holds the map's lock
 /// for long (8 MiB are a few milliseconds from a cold disk).
@@ -90,7 +105,7 @@ impl FileDisk {
         self.inner.directory.sync_all()
     }
 
-    fn create(&self, name: &str, bytes: u64, zeroes: bool) -> io::Result<()> {
+    fn create(&self, name: &str, bytes: u64, zeroes: Zeroes<'_>) -> io::Result<()> {
         let path = self.full_path(name);
         // A leftover is unlinked, never truncated: someone may still have it mapped.
         remove_if_there(&path)?;
@@ -103,7 +118,7 @@ impl FileDisk {
         self.sync_directory()
     }
 
-    fn fill_new_file(&self, path: &Path, bytes: u64, zeroes: bool) -> io::Result<()> {
+    fn fill_new_file(&self, path: &Path, bytes: u64, how: Zeroes<'_>) -> io::Result<()> {
         let file = new_file(path)?;
         let mut reserved = false;
         if bytes > 0 {
@@ -123,18 +138,28 @@ impl FileDisk {
                 ),
             ));
         }
-        if reserved && !zeroes {
+        if reserved && matches!(how, Zeroes::Reserved) {
             return file.sync_all();
         }
         // Then real zeroes: blocks that are only reserved are converted at their first write, and
         // that costs a journal commit in each of the log's syncs.
         let step = usize::try_from(ZERO_STEP_BYTES.min(bytes)).expect("at most 1 MiB");
         let zeroes = vec![0; step];
-        let mut offset = 0;
+        let (mut offset, mut began) = (0, Instant::now());
         while offset < bytes {
             let len = (bytes - offset).min(ZERO_STEP_BYTES);
             file.write_all_at(&zeroes[..usize::try_from(len).expect("at most 1 MiB")], offset)?;
             offset += len;
+            if let Zeroes::Gently(hurry) = how
+                && offset % GENTLE_STEP_BYTES == 0
+                && !hurry()
+            {
+                // Otherwise all of it waits in the page cache for the last sync, and whoever syncs
+                // a log meanwhile waits behind it.
+                file.sync_data()?;
+                std::thread::sleep(GENTLE_PAUSES * began.elapsed());
+                began = Instant::now();
+            }
         }
         file.sync_all()
     }
@@ -160,11 +185,20 @@ impl Disk for FileDisk {
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, true)
+        self.create(name, bytes, Zeroes::AtOnce)
+    }
+
+    fn create_zeroed_gently(
+        &self,
+        name: &str,
+        bytes: u64,
+        hurry: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        self.create(name, bytes, Zeroes::Gently(hurry))
     }
 
     fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, false)
+        self.create(name, bytes, Zeroes::Reserved)
     }
 
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -280,8 +314,10 @@ mod tests {
     #[test]
     fn created_files_are_zeroed_allocated_and_private() {
         let (directory, disk) = disk();
-        let bytes = (1 << 20) + 4096;
-        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
+        let bytes = (9 << 20) + 4096;
+        let gently =
+            |disk: &FileDisk, name: &str, bytes| disk.create_zeroed_gently(name, bytes, &|| false);
+        for create in [FileDisk::create_zeroed, gently, FileDisk::create_reserved] {
             disk.write_durable_at("a", 0, &[7; 10]).unwrap();
             create(&disk, "a", bytes).unwrap();
             let metadata = std::fs::metadata(directory.path().join("a")).unwrap();

@@ -113,6 +113,15 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// Creates `name` with `bytes` really allocated and zeroed, durable, directory entry
     /// included. The error of a full disk comes from here.
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()>;
+    /// The same, leaving the disk to others most of the time, for as long as there is no `hurry`.
+    fn create_zeroed_gently(
+        &self,
+        name: &str,
+        bytes: u64,
+        _hurry: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
+        self.create_zeroed(name, bytes)
+    }
     /// The same, but the blocks may be only reserved, where the file system can: writing to them
     /// cannot fail for want of space, and costs more than writing to zeroes.
     fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()>;

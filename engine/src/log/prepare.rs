@@ -57,6 +57,19 @@ pub fn prepare_next<D: Disk>(
     header: &SegmentHeader,
     fill: Fill,
 ) -> Result<Prepared, LogError> {
+    prepare_ahead(disk, header, fill, &|| true)
+}
+
+/// The same, leaving the disk to others most of the time until there is a `hurry`.
+///
+/// # Errors
+/// As [`prepare_next`].
+pub fn prepare_ahead<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    fill: Fill,
+    hurry: &dyn Fn() -> bool,
+) -> Result<Prepared, LogError> {
     let name = header.file_name();
     let files = list_log_files(disk)?;
     let found = files.iter().find(|(file, _)| *file == LogFile::Segment(header.base));
@@ -85,7 +98,7 @@ pub fn prepare_next<D: Disk>(
     let from = match &recycled {
         Some(spare) => spare.as_str(),
         None => {
-            create(disk, header.segment_bytes, fill)?;
+            create(disk, header.segment_bytes, fill, hurry)?;
             TEMPORARY_FILE
         }
     };
@@ -99,10 +112,15 @@ pub fn prepare_next<D: Disk>(
     Ok(Prepared::Recycled)
 }
 
-fn create<D: Disk>(disk: &D, bytes: u64, fill: Fill) -> Result<(), LogError> {
+fn create<D: Disk>(
+    disk: &D,
+    bytes: u64,
+    fill: Fill,
+    hurry: &dyn Fn() -> bool,
+) -> Result<(), LogError> {
     let file = disk.path(TEMPORARY_FILE);
     let created = match fill {
-        Fill::Zeroes => disk.create_zeroed(TEMPORARY_FILE, bytes),
+        Fill::Zeroes => disk.create_zeroed_gently(TEMPORARY_FILE, bytes, hurry),
         Fill::Reserved => {
             mark(Mark::SegmentReserved);
             disk.create_reserved(TEMPORARY_FILE, bytes)

@@ -138,7 +138,8 @@ pub(super) async fn ensure<E: Edge>(
     primary_end: Lsn,
 ) -> Result<(), Ended> {
     let (worker, fill) = (&node.preparation, Fill::of_replica(&header, primary_end));
-    let ensured = node.segments.ensure(&node.edge, &node.disk, worker, header, fill).await;
+    let ensured =
+        node.segments.ensure(&node.edge, &node.disk, worker, (header, fill), || true).await;
     match ensured {
         Ok(()) => {
             *node.segments.failure.borrow_mut() = None;

@@ -158,7 +158,8 @@ impl<E: Edge> Node<E> {
 
     async fn ensure_now(&self, header: crate::log::SegmentHeader) -> Result<(), NodeError> {
         let (worker, fill) = (&self.preparation, Fill::Zeroes);
-        let ensured = self.segments.ensure(&self.edge, &self.disk, worker, header, fill).await;
+        let ensured =
+            self.segments.ensure(&self.edge, &self.disk, worker, (header, fill), || true).await;
         ensured.map_err(|error| NodeError::log(&error))
     }
 

@@ -8,7 +8,7 @@ use rowship_proto::Lsn;
 use rowship_proto::sim::{Mark, mark};
 
 use crate::edge::{Disk, Edge, Job, Worker, offload};
-use crate::log::prepare::{Fill, prepare_next};
+use crate::log::prepare::{Fill, prepare_ahead};
 use crate::log::reader::FrameRun;
 use crate::log::{LogError, SegmentHeader, SegmentMaps};
 
@@ -68,7 +68,7 @@ impl<E: Edge> Segments<E> {
     }
 
     /// Makes the segment ready for writing and reading, if it is not: takes a spare or makes a
-    /// new file on the preparation worker.
+    /// new file on the preparation worker, gently while there is no `hurry`.
     ///
     /// # Errors
     /// [`LogError::DiskFull`] can be tried again; others are final.
@@ -77,8 +77,8 @@ impl<E: Edge> Segments<E> {
         edge: &E,
         disk: &E::Disk,
         worker: &Worker<Job>,
-        header: SegmentHeader,
-        fill: Fill,
+        (header, fill): (SegmentHeader, Fill),
+        hurry: impl Fn() -> bool + Send + 'static,
     ) -> Result<(), LogError> {
         let _changing = self.changing.lock().await;
         let open = self.files.borrow().get(&header.base).map(|open| open.bytes);
@@ -90,7 +90,7 @@ impl<E: Edge> Segments<E> {
         }
         let (name, its_disk) = (header.file_name(), disk.clone());
         let prepared = offload(worker, move || -> Result<_, LogError> {
-            prepare_next(&its_disk, &header, fill)?;
+            prepare_ahead(&its_disk, &header, fill, &hurry)?;
             let name = header.file_name();
             let path = its_disk.path(&name);
             its_disk.map(&name).map_err(|source| LogError::Io { doing: "map", file: path, source })

@@ -25,7 +25,11 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
         });
         let Some(header) = header.await else { return };
         let (worker, fill) = (&node.preparation, fill(&node, &header));
-        let ensured = node.segments.ensure(&node.edge, &node.disk, worker, header, fill).await;
+        // Half of the segment before it is time enough to do it gently.
+        let (applied, half) = (node.applied.clone(), header.segment_bytes / 2);
+        let hurry = move || header.base.since(applied.visible()) < half;
+        let segments = &node.segments;
+        let ensured = segments.ensure(&node.edge, &node.disk, worker, (header, fill), hurry).await;
         match ensured {
             Ok(()) => {
                 if node.segments.failure.borrow_mut().take().is_some() {
