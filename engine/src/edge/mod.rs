@@ -1,9 +1,9 @@
 //! The edge: the only place with syscalls. Agents and the log are generic over these traits.
 //!
-//! [`uring`] is production: tokio-uring sockets and files, memory maps, the machine's clock. The
+//! [`uring`] is production: sockets and files on an io_uring, memory maps, the machine's clock. The
 //! simulated twins (`sim`, behind the feature of that name) implement the same traits under tokio's
-//! paused clock. Neither knows the protocol. Everything that tokio-uring touches is in here, so
-//! that replacing it stays a one-folder change.
+//! paused clock. Neither knows the protocol. What io_uring touches is in here, so that
+//! replacing it stays a one-folder change.
 
 pub mod disk;
 mod ring;

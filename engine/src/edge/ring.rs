@@ -94,8 +94,8 @@ impl Ring {
         let entry = entry.user_data(at as u64);
         // SAFETY: the caller's promise; `Operation` keeps `kept` until the operation has ended.
         while unsafe { self.uring.borrow_mut().submission().push(&entry) }.is_err() {
-            // Full: the kernel takes all that is queued. An error is met again by the next turn.
-            let _ = self.turn();
+            // Full: the kernel takes all that is queued.
+            self.turn().expect("a ring that was set up takes operations");
         }
         Operation { ring: self.clone(), at, kept: Some(kept) }
     }
@@ -144,11 +144,10 @@ impl Ring {
             ask.then(|| unsafe { uring.submitter().enter::<()>(queued, 0, GET_EVENTS, None) })
         };
         self.collect();
-        let Some(Err(error)) = entered else { return Ok(()) };
-        match Errno::from_io_error(&error) {
+        match entered {
+            Some(Err(error)) if is_final(&error) => Err(error),
             // What was not taken stays queued for the next turn.
-            Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => Ok(()),
-            _ => Err(error),
+            _ => Ok(()),
         }
     }
 
@@ -190,19 +189,34 @@ impl Ring {
             let pending = operations.iter().filter(|(_, state)| !matches!(state, State::Ended(_)));
             pending.map(|(at, _)| at as u64).collect::<Vec<u64>>()
         };
-        for at in pending(&self.operations.borrow()) {
+        let open = pending(&self.operations.borrow());
+        for at in open {
             let cancel = opcode::AsyncCancel::new(at).build().user_data(CANCEL);
             // SAFETY: a cancellation uses no memory.
             while unsafe { self.uring.borrow_mut().submission().push(&cancel) }.is_err() {
-                let _ = self.turn();
+                self.turn().expect("a ring that was set up takes operations");
             }
         }
         while !pending(&self.operations.borrow()).is_empty() {
-            // Interrupted or busy: asked again.
-            let _ = self.uring.borrow_mut().submit_and_wait(1);
+            let waited = self.uring.borrow_mut().submit_and_wait(1);
             self.collect();
+            if waited.is_err_and(|error| is_final(&error)) {
+                // Nobody can tell when the kernel is done with it: its memory is never used again.
+                std::mem::forget(self.operations.take());
+            }
         }
     }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Whether asking again is of no use.
+fn is_final(error: &io::Error) -> bool {
+    !matches!(Errno::from_io_error(error), Some(Errno::INTR | Errno::AGAIN | Errno::BUSY))
 }
 
 /// An operation under way. Dropped before it has ended, what it uses is kept for the kernel.
@@ -261,7 +275,7 @@ pub(super) fn block_on<F: Future>(
     let ring = Ring::new(entries)?;
     let tasks = LocalSet::new();
     let output = runtime.block_on(drive(&ring, tasks.run_until(main(ring.clone()))));
-    // All tasks, and with them what they have under way.
+    // All tasks, and with them what they have under way. Somebody may still hold the ring.
     drop(tasks);
     ring.close();
     output
@@ -371,6 +385,25 @@ mod tests {
         let (while_pending, memory, _near) = pending.unwrap();
         assert_eq!(while_pending, 2);
         assert_eq!(Rc::strong_count(&memory), 1, "closing the ring cancels and waits");
+    }
+
+    #[test]
+    fn more_than_the_ring_takes_at_once_is_cancelled_in_the_end() {
+        let (near, _far) = sockets();
+        let near = Rc::new(near);
+        let kept = near.clone();
+        block_on(4, |ring| async move {
+            let start = |_| {
+                let entry = opcode::PollAdd::new(types::Fd(kept.as_raw_fd()), 1).build();
+                // SAFETY: it uses no memory.
+                unsafe { ring.start(entry, kept.clone()) }
+            };
+            let started: Vec<Operation<Rc<TcpStream>>> = (0..50).map(start).collect();
+            tokio::task::yield_now().await;
+            drop(started);
+        })
+        .unwrap();
+        assert_eq!(Rc::strong_count(&near), 1);
     }
 
     #[test]
