@@ -76,6 +76,7 @@ impl Layered {
     /// need.
     pub fn insert(&self, rows: &[Row<'_>], keep: &Keep) {
         let layers = self.read();
+        versions::bring_in(rows, &layers.active);
         rows.iter().for_each(|row| versions::insert(row, &layers.active, keep));
     }
 

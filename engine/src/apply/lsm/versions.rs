@@ -30,6 +30,11 @@ pub fn insert(row: &Row<'_>, memtable: &Memtable, keep: &Keep) {
     memtable.insert((&prefix, row.key), row.lsn, (&header(row), row.value), keep);
 }
 
+/// Asks for the memory that inserting these rows will look at, all at once.
+pub fn bring_in(rows: &[Row<'_>], memtable: &Memtable) {
+    memtable.bring_in(rows.iter().map(|row| RowId::from(row).storage_prefix()));
+}
+
 fn header(row: &Row<'_>) -> [u8; HEADER_BYTES] {
     debug_assert!(row.lsn.0.is_multiple_of(8));
     let delete = if row.operation == Operation::Delete { DELETE_BIT } else { 0 };
