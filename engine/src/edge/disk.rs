@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FallocateFlags;
 
@@ -44,11 +44,12 @@ const ZERO_STEP_BYTES: u64 = 1 << 20;
 const GENTLE_STEP_BYTES: u64 = 4 << 20;
 /// After each piece, a pause of so many times its own time.
 const GENTLE_PAUSES: u32 = 3;
+/// And no longer, however slow the disk is at the moment: others wait for this worker.
+const GENTLE_PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// How a new file is filled.
 #[derive(Clone, Copy)]
 enum Zeroes<'a> {
-    AtOnce,
     Gently(&'a dyn Fn() -> bool),
     Reserved,
 }
@@ -157,7 +158,7 @@ impl FileDisk {
                 // Otherwise all of it waits in the page cache for the last sync, and whoever syncs
                 // a log meanwhile waits behind it.
                 file.sync_data()?;
-                std::thread::sleep(GENTLE_PAUSES * began.elapsed());
+                std::thread::sleep((GENTLE_PAUSES * began.elapsed()).min(GENTLE_PAUSE_MAX));
                 began = Instant::now();
             }
         }
@@ -185,7 +186,7 @@ impl Disk for FileDisk {
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, Zeroes::AtOnce)
+        self.create(name, bytes, Zeroes::Gently(&|| true))
     }
 
     fn create_zeroed_gently(

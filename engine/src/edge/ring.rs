@@ -80,7 +80,8 @@ impl Ring {
         }))
     }
 
-    /// Queues an operation that uses `kept`.
+    /// Queues an operation that uses `kept`. That is also who owns the descriptor that it names:
+    /// closed before the operation is handed over, its number could be another file's by then.
     ///
     /// # Safety
     /// Whatever memory `entry` points to belongs to `kept`, does not move when `kept` does, and is

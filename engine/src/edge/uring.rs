@@ -211,6 +211,7 @@ impl Edge for UringEdge {
             match bind(address) {
                 Ok(listener) => {
                     let local = listener.local_addr()?.to_string();
+                    let listener = Rc::new(listener);
                     return Ok(UringListener { listener, local, edge: self.clone() });
                 }
                 Err(error) => last = error,
@@ -293,8 +294,9 @@ impl Stream for UringStream {
         assert!(!spare.is_empty(), "a read needs room");
         let (room, at) = (length(spare.len()), spare.as_mut_ptr().cast());
         let entry = opcode::Recv::new(self.descriptor(), at, room).build();
+        let kept = (self.socket.clone(), buffer);
         // SAFETY: it writes into the buffer's spare room, which lies on the heap and is its alone.
-        let (read, mut buffer) = unsafe { self.ring.start(entry, buffer) }.await;
+        let (read, (_, mut buffer)) = unsafe { self.ring.start(entry, kept) }.await;
         if let Ok(bytes) = read {
             // SAFETY: the kernel has filled so many bytes behind the old end, all within the room.
             unsafe { buffer.set_len(buffer.len() + bytes) };
@@ -306,8 +308,9 @@ impl Stream for UringStream {
         while !bytes.is_empty() {
             let entry =
                 opcode::Send::new(self.descriptor(), bytes.as_ptr(), length(bytes.len())).build();
+            let kept = (self.socket.clone(), bytes);
             // SAFETY: it reads shared bytes, which nobody changes and which do not move.
-            let (sent, rest) = unsafe { self.ring.start(entry, bytes) }.await;
+            let (sent, (_, rest)) = unsafe { self.ring.start(entry, kept) }.await;
             bytes = rest;
             bytes::Buf::advance(&mut bytes, not_nothing(sent?)?);
         }
@@ -319,7 +322,7 @@ impl Stream for UringStream {
             return self.write_all(parts.remove(0)).await;
         }
         // A socket has no places.
-        write_parts(&self.ring, self.descriptor(), parts, 0).await
+        write_parts(&self.ring, &self.socket, parts, 0).await
     }
 
     fn shutdown(&self) {
@@ -348,7 +351,7 @@ impl UringStream {
 
 /// A listening TCP socket on the ring.
 pub struct UringListener {
-    listener: TcpListener,
+    listener: Rc<TcpListener>,
     local: String,
     edge: UringEdge,
 }
@@ -362,7 +365,8 @@ impl Listener for UringListener {
         let entry =
             opcode::Accept::new(descriptor, no_address, no_length).flags(CLOSE_ON_EXEC).build();
         // SAFETY: it uses no memory.
-        let accepted = unsafe { self.edge.inner.ring.start(entry, ()) }.await.0?;
+        let accepted =
+            unsafe { self.edge.inner.ring.start(entry, self.listener.clone()) }.await.0?;
         let descriptor = i32::try_from(accepted).map_err(io::Error::other)?;
         // SAFETY: the kernel has just made this descriptor for us.
         let socket = TcpStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
@@ -386,14 +390,14 @@ pub struct UringFile {
 
 impl RingFile for UringFile {
     async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
-        write_parts(&self.ring, types::Fd(self.file.as_raw_fd()), parts, offset).await
+        write_parts(&self.ring, &self.file, parts, offset).await
     }
 }
 
 /// Writes all parts, in order, from `offset` on, which counts in files only.
-async fn write_parts(
+async fn write_parts<T: AsRawFd + 'static>(
     ring: &Rc<Ring>,
-    descriptor: types::Fd,
+    target: &Rc<T>,
     parts: Vec<Bytes>,
     mut offset: u64,
 ) -> io::Result<()> {
@@ -409,11 +413,13 @@ async fn write_parts(
             })
             .collect();
         // A slice for writing is what the system calls an iovec: std says so.
+        let descriptor = types::Fd(target.as_raw_fd());
         let entry = opcode::Writev::new(descriptor, slices.as_ptr().cast(), length(slices.len()))
             .offset(offset)
             .build();
         // SAFETY: list and bytes are on the heap, and kept until the end.
-        let (written, (sent, _)) = unsafe { ring.start(entry, (rest, slices)) }.await;
+        let (written, (_, sent, _)) =
+            unsafe { ring.start(entry, (target.clone(), rest, slices)) }.await;
         let written = not_nothing(written?)?;
         offset += written as u64;
         rest = unwritten(sent, later, written);
@@ -443,4 +449,27 @@ fn unwritten(sent: Vec<Bytes>, later: Vec<Bytes>, mut written: usize) -> Vec<Byt
     }
     rest.extend(later);
     rest
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_stays_open_for_an_operation_that_nobody_waits_for() {
+        let counts = run(Duration::from_secs(60), |edge| async move {
+            let listener = edge.listen("127.0.0.1:0").unwrap();
+            let near = edge.connect(&listener.local_address().unwrap()).await.unwrap();
+            let _far = listener.accept().await.unwrap();
+            let before = Rc::strong_count(&near.socket);
+            let mut read = Box::pin(near.read(BytesMut::with_capacity(16)));
+            assert!(poll_fn(|context| Poll::Ready(read.as_mut().poll(context).is_pending())).await);
+            drop(read);
+            (before, Rc::strong_count(&near.socket))
+        });
+        assert_eq!(counts.unwrap(), (1, 2));
+    }
 }
