@@ -1,7 +1,6 @@
 //! Periodic work on the ring thread: segments ahead, checkpoints, table maintenance, silent links.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rowship_proto::Lsn;
@@ -28,23 +27,9 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
         let (worker, fill) = (&node.preparation, fill(&node, &header));
         // Half of the segment before it is time enough to do it gently.
         let (applied, half) = (node.applied.clone(), header.segment_bytes / 2);
-        let runs = Arc::new(());
-        let still_runs = Arc::downgrade(&runs);
-        let hurry =
-            move || still_runs.strong_count() == 0 || header.base.since(applied.visible()) < half;
+        let hurry = move || header.base.since(applied.visible()) < half;
         let segments = &node.segments;
-        let ensured = segments.ensure(&node.edge, &node.disk, worker, (header, fill), hurry);
-        tokio::pin!(ensured);
-        let stopping = node.changed.until(|| node.is_stopping().then_some(()));
-        let ensured = tokio::select! {
-            biased;
-            done = &mut ensured => done,
-            () = stopping => {
-                // What a stop still stores waits for this worker.
-                drop(runs);
-                ensured.await
-            }
-        };
+        let ensured = segments.ensure(&node.edge, &node.disk, worker, (header, fill), hurry).await;
         match ensured {
             Ok(()) => {
                 if node.segments.failure.borrow_mut().take().is_some() {
