@@ -223,6 +223,17 @@ impl Disk for FileDisk {
         File::open(self.full_path(name))?.read_exact_at(buffer, offset)
     }
 
+    fn forget_pages(&self, name: &str, offset: u64, bytes: u64) -> io::Result<()> {
+        let file = File::open(self.full_path(name))?;
+        let bytes = std::num::NonZeroU64::new(bytes);
+        Ok(rustix::fs::fadvise(&file, offset, bytes, rustix::fs::Advice::DontNeed)?)
+    }
+
+    fn recall_pages(&self, name: &str) -> io::Result<()> {
+        let file = File::open(self.full_path(name))?;
+        Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed)?)
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         std::fs::rename(self.full_path(from), self.full_path(to))?;
         self.sync_directory()

@@ -129,6 +129,16 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.
     fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Lets the system use the memory in which it keeps these bytes for something else: they are
+    /// durable, and will hardly be read again. A hint: reading them stays possible.
+    fn forget_pages(&self, _name: &str, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// Has the system read all of a file ahead: its bytes will soon be written over, and what is
+    /// not in memory would be read for each small write. A hint as well.
+    fn recall_pages(&self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
     /// Renames and syncs the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes and syncs the directory.

@@ -109,6 +109,9 @@ pub fn prepare_ahead<D: Disk>(
         return Ok(Prepared::Created);
     }
     mark(Mark::SegmentRecycled);
+    if let Err(error) = disk.recall_pages(&name) {
+        tracing::debug!("a spare segment is not read ahead: {error}");
+    }
     Ok(Prepared::Recycled)
 }
 

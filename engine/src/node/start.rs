@@ -312,6 +312,7 @@ fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify
     spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
     spawn(node, "flush", upkeep::maintain(node.clone()));
     spawn(node, "compaction", upkeep::compact(node.clone()));
+    spawn(node, "page cache", super::forget::run(node.clone()));
     spawn(node, "gone clients", upkeep::gone_clients(node.clone()));
     if node.primary().is_some() {
         spawn(node, "silence", upkeep::silence(node.clone()));

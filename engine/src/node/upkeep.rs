@@ -91,7 +91,7 @@ pub async fn checkpoint<E: Edge>(node: Rc<Node<E>>) {
 }
 
 /// Sleeps; false when the node stops.
-async fn pause<E: Edge>(node: &Node<E>, period: Duration) -> bool {
+pub(super) async fn pause<E: Edge>(node: &Node<E>, period: Duration) -> bool {
     let stopping = node.changed.until(|| node.is_stopping().then_some(()));
     tokio::select! {
         biased;
