@@ -39,11 +39,11 @@ pub struct TransactionRows<'a, E: Edge> {
     /// How many rows the table has there.
     rows_at: u64,
     writes: Vec<Write>,
+    /// Of so many of them it is known whether their rows existed before.
+    settled: usize,
     by_key: ByKey,
     /// Of the log: hashes of keys are seeded with it.
     seed: u64,
-    /// A write failed: none of them may be appended.
-    void: Option<Reply>,
     /// Plain reads show what was committed here.
     committed: Lsn,
     /// A row was found to be on disk: what came out is void, and rows must be fetched again.
@@ -57,21 +57,39 @@ pub struct TransactionRows<'a, E: Edge> {
 struct Write {
     /// The client's key.
     client_key: Bytes,
-    table: Option<Bytes>,
-    /// `None`: its table does not exist yet.
-    row: Option<RowKey>,
-    key: Bytes,
+    row: Place,
     image: Option<Bytes>,
+    /// See [`TransactionRows::settle`].
     existed: Existed,
 }
 
-impl Write {
-    fn operation(&self) -> Operation {
-        match self.image {
-            Some(_) => Operation::Put,
-            None => Operation::Delete,
+enum Place {
+    Known(RowKey),
+    /// In a table that does not exist yet.
+    New {
+        table: Bytes,
+        key: Bytes,
+    },
+}
+
+impl Place {
+    fn known(&self) -> Option<&RowKey> {
+        match self {
+            Place::Known(row) => Some(row),
+            Place::New { .. } => None,
         }
     }
+
+    fn new_table(&self) -> Option<&Bytes> {
+        match self {
+            Place::Known(_) => None,
+            Place::New { table, .. } => Some(table),
+        }
+    }
+}
+
+fn operation(image: Option<&Bytes>) -> Operation {
+    if image.is_some() { Operation::Put } else { Operation::Delete }
 }
 
 /// Places of writes by the client's key. Most transactions write a few rows, which are compared
@@ -151,7 +169,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             }
         };
         let committed = node.committed.get();
-        let (writes, by_key, void, cold, saw, saw_own) = Default::default();
+        let (writes, settled, by_key, cold, saw, saw_own) = Default::default();
         TransactionRows {
             node,
             connection,
@@ -161,9 +179,9 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             at: mark.lsn,
             rows_at: mark.rows,
             writes,
+            settled,
             by_key,
             seed: node.log_id.get().seed(),
-            void,
             committed,
             cold,
             saw,
@@ -210,25 +228,49 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         Reply::error("ERR a row went to disk while the command waited")
     }
 
-    /// Whether the row exists, pending writes included.
-    fn exists(&mut self, client_key: &Bytes, row: &RowKey) -> Result<bool, Reply> {
-        let Some(primary) = self.node.primary() else { return Err(read_only(self.node)) };
+    /// Whether the row exists, pending writes included. None when it must be fetched to know.
+    fn exists(&self, primary: &PrimaryRole<E>, client_key: &Bytes, row: &RowKey) -> Option<bool> {
         if let Some(exists) = primary.existence.borrow().get(row) {
-            return Ok(exists);
+            return Some(exists);
         }
         let pending = primary.pending.borrow().latest(row).map(|latest| latest.image.is_some());
         let fetched = || self.fetched.rows.get(client_key).map(Option::is_some);
         let resident = || self.node.table.exists_resident(row.id(), self.at);
-        let Some(exists) = pending.or_else(fetched).or_else(resident) else {
-            return Err(self.is_cold());
-        };
+        let exists = pending.or_else(fetched).or_else(resident)?;
         primary.existence.borrow_mut().put(row, exists);
-        Ok(exists)
+        Some(exists)
+    }
+
+    /// Finds out which rows existed before they were written: of all of them at once, whose memory
+    /// then comes at once. Rows that must be fetched for that make all of it void.
+    pub fn settle(&mut self) {
+        let Some(primary) = self.node.primary() else { return };
+        let new = &self.writes[self.settled..];
+        if new.len() > 1 {
+            primary.existence.borrow().bring_in(new.iter().filter_map(|write| write.row.known()));
+        }
+        for at in self.settled..self.writes.len() {
+            let Write { client_key, row, .. } = &self.writes[at];
+            let exists = match row {
+                Place::Known(row) => self.exists(primary, client_key, row),
+                Place::New { .. } => Some(false),
+            };
+            self.writes[at].existed = match exists {
+                Some(true) => Existed::Yes,
+                Some(false) => Existed::No,
+                None => {
+                    self.cold = true;
+                    Existed::Unknown
+                }
+            };
+        }
+        self.settled = self.writes.len();
     }
 
     /// How many rows there are, with everything pending and what this transaction has written.
     pub fn count(&mut self) -> u64 {
-        let own = |write: &Write| write.operation().rows_delta(write.existed);
+        self.settle();
+        let own = |write: &Write| operation(write.image.as_ref()).rows_delta(write.existed);
         let mut delta = self.writes.iter().map(own).sum();
         if let Some(primary) = self.node.primary() {
             let (rows, end) = primary.pending.borrow().rows_above(self.at);
@@ -274,22 +316,19 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             }
             self.saw = self.saw.max(pending.rows_above(self.at).1);
         }
-        for Write { client_key, table, key, image, .. } in &self.writes {
-            let table = table.as_ref().map_or(Some(TableId::NO_PREFIX), |name| dictionary.id(name));
+        for Write { client_key, row, image, .. } in &self.writes {
             // A table that this transaction begins has no place in the order yet: such a row is
             // shown now, and perhaps once more later.
-            if table.is_none_or(|table| within(table, key)) {
+            if row.known().is_none_or(|row| within(row.table, &row.key)) {
                 newer.insert(client_key.clone(), image.clone());
             }
         }
         Ok(newer)
     }
 
-    /// Appends what was written; admission was asked for just before.
+    /// Appends what was written and [settled](TransactionRows::settle); admission was asked for just
+    /// before.
     pub fn append(mut self, primary: &PrimaryRole<E>) -> Written {
-        if let Some(reply) = self.void {
-            return Written::Refused(reply);
-        }
         if self.writes.is_empty() {
             return Written::Nothing;
         }
@@ -308,23 +347,23 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let writes = self.with_rows();
         let rows: Vec<RowWrite<'_>> = writes
             .iter()
-            .map(|(row, write)| RowWrite {
+            .map(|(row, image, existed)| RowWrite {
                 key_hash: row.hash,
                 table: row.table,
-                operation: write.operation(),
-                existed: write.existed,
+                operation: operation(image.as_ref()),
+                existed: *existed,
                 key: &row.key,
-                value: write.image.as_deref().unwrap_or_default(),
+                value: image.as_deref().unwrap_or_default(),
             })
             .collect();
         let end = self.node.append(primary, &rows);
         drop(rows);
         let mut pending = primary.pending.borrow_mut();
         let mut existence = primary.existence.borrow_mut();
-        for (row, write) in writes {
-            existence.put(&row, write.image.is_some());
-            let rows_delta = write.operation().rows_delta(write.existed);
-            let image = PendingImage { end, connection: self.connection, image: write.image };
+        for (row, image, existed) in writes {
+            existence.put(&row, image.is_some());
+            let rows_delta = operation(image.as_ref()).rows_delta(existed);
+            let image = PendingImage { end, connection: self.connection, image };
             // A copy: the client's buffer must not live as long as the pending image.
             let key = RowKey { key: Bytes::copy_from_slice(&row.key), ..row };
             pending.insert(key, image, rows_delta);
@@ -333,15 +372,18 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
     }
 
     /// The writes with their rows: all tables are defined.
-    fn with_rows(&mut self) -> Vec<(RowKey, Write)> {
+    fn with_rows(&mut self) -> Vec<(RowKey, Option<Bytes>, Existed)> {
         let dictionary = self.node.dictionary.borrow();
-        let with_row = |mut write: Write| {
-            let row = write.row.take().unwrap_or_else(|| {
-                let name = write.table.as_ref().expect("rows without a prefix have a table");
-                let table = dictionary.id(name).expect("defined just before");
-                RowKey::of(self.seed, table, write.key.clone())
-            });
-            (row, write)
+        let seed = self.seed;
+        let with_row = |Write { row, image, existed, .. }: Write| {
+            let row = match row {
+                Place::Known(row) => row,
+                Place::New { table, key } => {
+                    let table = dictionary.id(&table).expect("defined just before");
+                    RowKey::of(seed, table, key)
+                }
+            };
+            (row, image, existed)
         };
         std::mem::take(&mut self.writes).into_iter().map(with_row).collect()
     }
@@ -349,7 +391,11 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
     fn transaction_bytes(&self) -> usize {
         let row = |write: &Write| {
             let value = write.image.as_ref().map_or(0, Bytes::len);
-            row_bytes(write.key.len(), value)
+            let key = match &write.row {
+                Place::Known(row) => &row.key,
+                Place::New { key, .. } => key,
+            };
+            row_bytes(key.len(), value)
         };
         TRANSACTION_HEADER_BYTES + self.writes.iter().map(row).sum::<usize>()
     }
@@ -359,8 +405,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let new: BTreeSet<Bytes> = self
             .writes
             .iter()
-            .filter_map(|write| write.table.as_ref())
-            .filter(|name| dictionary.id(name).is_none())
+            .filter_map(|write| write.row.new_table())
             .map(|name| Bytes::copy_from_slice(name))
             .collect();
         if new.is_empty() {
@@ -414,6 +459,9 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
     }
 
     fn write(&mut self, key: &Bytes, image: Option<Vec<u8>>) -> Result<(), Reply> {
+        if self.node.primary().is_none() {
+            return Err(read_only(self.node));
+        }
         let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
         debug_assert!(parts.key.len() <= KEY_BYTES_MAX);
         let image = image.map(Bytes::from);
@@ -422,21 +470,20 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
             self.writes[at].image = image;
             return Ok(());
         }
-        let table = match &parts.table {
+        let id = match &parts.table {
             None => Some(TableId::NO_PREFIX),
             Some(name) => self.node.dictionary.borrow().id(name),
         };
-        let row = table.map(|table| RowKey::of(self.seed, table, parts.key.clone()));
-        let existed = match row.as_ref().map_or(Ok(false), |row| self.exists(key, row)) {
-            Ok(true) => Existed::Yes,
-            Ok(false) => Existed::No,
-            Err(reply) => {
-                self.void.get_or_insert(reply.clone());
-                return Err(reply);
-            }
+        let row = match (id, parts.table) {
+            (None, Some(table)) => Place::New { table, key: parts.key },
+            (id, _) => Place::Known(RowKey::of(
+                self.seed,
+                id.expect("rows without a prefix have a table"),
+                parts.key,
+            )),
         };
-        let (client_key, table, key) = (key.clone(), parts.table, parts.key);
-        self.writes.push(Write { client_key, table, row, key, image, existed });
+        let (client_key, existed) = (key.clone(), Existed::Unknown);
+        self.writes.push(Write { client_key, row, image, existed });
         self.by_key.added(self.seed, &self.writes);
         Ok(())
     }

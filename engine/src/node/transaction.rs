@@ -211,6 +211,10 @@ fn execute_all<E: Edge>(
         Err(_) if rows.cold => return None,
         Err(reply) => return Some((this.refused(reply), needs_of(client, &rows))),
     };
+    rows.settle();
+    if rows.cold {
+        return None;
+    }
     let policy = client.policy.get();
     let mut needs = needs_of(client, &rows);
     if let Some(primary) = node.primary() {
