@@ -102,7 +102,7 @@ mod tests {
             forgotten = step.to;
             steps.push(step.to.0);
         }
-        assert_eq!(steps.len(), 9, "{steps:?}");
+        assert_eq!(steps.len(), 10, "{steps:?}");
         let kept = needed.since(forgotten);
         assert!((KEPT_BYTES..KEPT_BYTES + STEP_BYTES).contains(&kept), "{kept}");
     }

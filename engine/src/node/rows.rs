@@ -326,8 +326,8 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         Ok(newer)
     }
 
-    /// Appends what was written and [settled](TransactionRows::settle); admission was asked for just
-    /// before.
+    /// Appends what was written and [settled](TransactionRows::settle). Admission was asked for
+    /// just before.
     pub fn append(mut self, primary: &PrimaryRole<E>) -> Written {
         if self.writes.is_empty() {
             return Written::Nothing;
