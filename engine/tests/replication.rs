@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::path::Path;
+use std::process::Command;
+
 use rowship::cli::reply::Reply;
 use rowship_proto::ack::NodeName;
 use rowship_proto::message::{Hello, Message, PROTOCOL_VERSIONS, Ready};
@@ -157,4 +160,45 @@ fn a_replica_that_is_behind_hears_first_how_far() {
     behind.say(&Message::Ready(Ready { resume, chain, visible }));
     let Some(Message::Notice(notice)) = behind.hear() else { panic!("no notice") };
     assert_eq!(notice.appended.0, appended);
+}
+
+/// Bytes of a file that the system has in memory; None where that cannot be asked, or files are
+/// memory.
+fn in_memory(path: &Path) -> Option<u64> {
+    const TMPFS: i64 = 0x0102_1994;
+    if rustix::fs::statfs(path).unwrap().f_type == TMPFS {
+        return None;
+    }
+    let asked = Command::new("fincore").args(["-b", "-n", "-o", "RES"]).arg(path).output().ok()?;
+    String::from_utf8(asked.stdout).unwrap().trim().parse().ok()
+}
+
+#[test]
+fn pages_of_the_log_go_when_nobody_needs_them_and_stay_for_a_replica_that_is_away() {
+    let scratch = tempfile::tempdir().unwrap();
+    const SEGMENT: u64 = 32 << 20;
+    let flags = ["--segment-bytes=32MiB", "--checkpoint-ms=50", "--memtable-bytes=64MiB"];
+    let (primary, mut replica) = support::pair(&scratch, &flags);
+    let value = |row: u64| format!("{row:0>4000}");
+    // Three segments, and a quarter of the next.
+    let rows = 25_000;
+    support::set_rows(&primary, 0..rows, value);
+    replica.catch_up_with(&primary);
+    let segment =
+        |node: &Node, number: usize| in_memory(&support::segments(&node.directory)[number].1);
+    if segment(&primary, 0).is_none() {
+        println!("SKIPPED: no fincore, or files are memory here");
+        return;
+    }
+    for node in [&primary, &replica] {
+        node.until("the first segment's pages go", |_| segment(node, 0) == Some(0));
+        assert_eq!(segment(node, 3), Some(SEGMENT), "{}: what is just written stays", node.name);
+    }
+    replica.kill();
+    support::set_rows(&primary, 0..rows, value);
+    // Most of what was written before these would have gone since; the replica lacks nearly all.
+    assert_eq!(segment(&primary, 4), Some(SEGMENT), "a replica that is away needs it");
+    replica.start();
+    replica.catch_up_with(&primary);
+    primary.until("and no longer needs it", |_| segment(&primary, 4) == Some(0));
 }

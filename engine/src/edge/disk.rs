@@ -292,6 +292,14 @@ impl Map for FileMap {
         }
         Ok(())
     }
+
+    fn forget(&self, offset: usize, len: usize) -> io::Result<()> {
+        let end = offset.saturating_add(len).min(self.0.len());
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: of a read-only map that is shared with the file, pages that were let go hold the
+        // same bytes when they are touched again.
+        unsafe { self.0.unchecked_advise_range(advice, offset, end - offset) }
+    }
 }
 
 /// What the kernel says about pages whose touch would be answered with SIGBUS.

@@ -156,6 +156,11 @@ pub trait Map: Send + Sync + 'static {
     /// Brings a range into memory, so that touching it does not wait for the disk. May block.
     /// An error means that the disk cannot read it: whoever touches it then ends with SIGBUS.
     fn populate(&self, offset: usize, len: usize) -> io::Result<()>;
+    /// The same hint as [`Disk::forget_pages`], for pages that were read through this map: the
+    /// system keeps those for as long as it has them in a map.
+    fn forget(&self, _offset: usize, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Puts a small file in place as a whole: after a crash there is the old one or the new one.

@@ -74,8 +74,14 @@ impl SegmentMaps {
     /// Base and size in bytes of the segment that holds `lsn`.
     #[must_use]
     pub fn segment_of(&self, lsn: Lsn) -> Option<(Lsn, u64)> {
-        let (base, map) = self.holder(lsn).ok()?;
+        let (base, map) = self.map_of(lsn)?;
         Some((base, map.bytes().len() as u64))
+    }
+
+    /// Base and map of the segment that holds `lsn`.
+    #[must_use]
+    pub fn map_of(&self, lsn: Lsn) -> Option<(Lsn, &Arc<dyn Map>)> {
+        self.holder(lsn).ok()
     }
 
     /// First frame of the oldest segment.

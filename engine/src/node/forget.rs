@@ -4,6 +4,7 @@
 //! not used before, which costs many times the write itself on machines that must first be given
 //! it. Given back, the pages of the log before serve the segment that is prepared next.
 
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,10 +30,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         // What has been retired is gone with its pages.
         forgotten = node.segments.maps.borrow().oldest().map_or(forgotten, |at| forgotten.max(at));
         while let Some(step) = next_step(forgotten, needed, |lsn| node.segment_of(lsn)) {
-            let (disk, name) = (node.disk.clone(), segment_file_name(step.base));
-            let (offset, bytes) = (step.from.since(step.base), step.to.since(step.from));
-            let done = offload(&node.reader, move || disk.forget_pages(&name, offset, bytes));
-            match done.await {
+            match node.forget(&step).await {
                 Ok(Ok(())) => {}
                 // Retired meanwhile, or a file system that does not take the hint.
                 Ok(Err(error)) => tracing::debug!("pages of the log stay in memory: {error}"),
@@ -61,8 +59,10 @@ fn next_step(
         return None;
     }
     let (base, bytes) = segment_of(forgotten)?;
-    let to = forgotten.plus(STEP_BYTES).min(base.plus(bytes));
-    Some(Step { base, from: forgotten, to })
+    // Whole pieces of the file, from their beginning: of memory that the system keeps in one, a
+    // part cannot go.
+    let from = base.plus(forgotten.since(base) / STEP_BYTES * STEP_BYTES);
+    Some(Step { base, from, to: from.plus(STEP_BYTES).min(base.plus(bytes)) })
 }
 
 impl<E: Edge> Node<E> {
@@ -75,6 +75,19 @@ impl<E: Edge> Node<E> {
         let machine = primary.machine.borrow();
         let away = primary.known.unseen(&machine).into_iter().map(|(_, durable)| durable);
         away.fold(own.min(machine.needed_from()), Lsn::min)
+    }
+
+    async fn forget(&self, step: &Step) -> io::Result<io::Result<()>> {
+        let map = self.segments.maps.borrow().map_of(step.from).map(|(_, map)| map.clone());
+        let (disk, name) = (self.disk.clone(), segment_file_name(step.base));
+        let (offset, bytes) = (step.from.since(step.base), step.to.since(step.from));
+        offload(&self.reader, move || {
+            if let Some(map) = map {
+                map.forget(offset as usize, bytes as usize)?;
+            }
+            disk.forget_pages(&name, offset, bytes)
+        })
+        .await
     }
 
     fn segment_of(&self, lsn: Lsn) -> Option<(Lsn, u64)> {
@@ -97,8 +110,10 @@ mod tests {
         let (mut forgotten, needed) = (Lsn(4096), Lsn(100 << 20));
         let mut steps = Vec::new();
         while let Some(step) = next_step(forgotten, needed, segment_of) {
-            assert_eq!((step.base, step.from), (segment_of(forgotten).unwrap().0, forgotten));
-            assert!(step.to <= step.base.plus(SEGMENT) && step.to > step.from);
+            assert_eq!(step.base, segment_of(forgotten).unwrap().0);
+            assert_eq!(step.from.since(step.base) % STEP_BYTES, 0);
+            assert!(step.from <= forgotten && step.to > forgotten);
+            assert!(step.to <= step.base.plus(SEGMENT));
             forgotten = step.to;
             steps.push(step.to.0);
         }
