@@ -177,7 +177,7 @@ fn in_memory(path: &Path) -> Option<u64> {
 fn pages_of_the_log_go_when_nobody_needs_them_and_stay_for_a_replica_that_is_away() {
     let scratch = tempfile::tempdir().unwrap();
     const SEGMENT: u64 = 32 << 20;
-    let flags = ["--segment-bytes=32MiB", "--checkpoint-ms=50", "--memtable-bytes=64MiB"];
+    let flags = ["--segment-bytes=32MiB", "--memtable-bytes=64MiB"];
     let (primary, mut replica) = support::pair(&scratch, &flags);
     let value = |row: u64| format!("{row:0>4000}");
     // Three segments, and a quarter of the next.

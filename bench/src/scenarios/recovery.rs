@@ -126,7 +126,19 @@ async fn one_start(plan: &Common, megabytes: u64, keys: u64, ended: Ended) -> Re
     if ended == Ended::TableLost {
         std::fs::remove_dir_all(scratch.path().join("primary/table"))?;
     }
+    read_log(&scratch.path().join("primary"))?;
     start(scratch.path(), &layout).await
+}
+
+/// Brings the log into the page cache: a node does not keep there what nobody reads.
+fn read_log(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
+        }
+    }
+    Ok(())
 }
 
 async fn end(cluster: Cluster, ended: Ended) -> Result<()> {

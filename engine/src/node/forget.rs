@@ -24,9 +24,9 @@ const STEP_BYTES: u64 = 8 << 20;
 
 /// Gives pages back until the node stops.
 pub async fn run<E: Edge>(node: Rc<Node<E>>) {
-    let mut forgotten = node.needed_from().await;
+    let mut forgotten = node.needed_from();
     while pause(&node, PERIOD).await {
-        let needed = node.needed_from().await;
+        let needed = node.needed_from();
         // What has been retired is gone with its pages.
         forgotten = node.segments.maps.borrow().oldest().map_or(forgotten, |at| forgotten.max(at));
         while let Some(step) = next_step(forgotten, needed, |lsn| node.segment_of(lsn)) {
@@ -66,11 +66,10 @@ fn next_step(
 }
 
 impl<E: Edge> Node<E> {
-    /// Below it, nobody reads the log while things go as they do: neither lanes nor replicas, known
-    /// ones that are away among them, nor the scan of a restart.
-    async fn needed_from(&self) -> Lsn {
-        let checkpoint = self.state.lock().await.checkpoint.map(|end| end.lsn).unwrap_or_default();
-        let own = checkpoint.min(self.durable.get()).min(self.dispatched.get());
+    /// Below it, nobody reads the log while this node runs: neither lanes nor replicas, known ones
+    /// that are away among them.
+    fn needed_from(&self) -> Lsn {
+        let own = self.durable.get().min(self.dispatched.get());
         let Some(primary) = self.primary() else { return own };
         let machine = primary.machine.borrow();
         let away = primary.known.unseen(&machine).into_iter().map(|(_, durable)| durable);

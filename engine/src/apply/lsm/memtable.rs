@@ -224,7 +224,10 @@ impl Memtable {
                 let entries = shard.buckets[*bucket].iter().filter(|entry| entry.tag == *tag);
                 for Entry { place, .. } in entries {
                     let chunk = &shard.chunks[(place >> CHUNK_BITS) as usize];
-                    seen += usize::from(chunk[*place as usize % CHUNK_BYTES]);
+                    let at = *place as usize % CHUNK_BYTES;
+                    for line in [at, at + 64, at + 128] {
+                        seen += usize::from(chunk.get(line).copied().unwrap_or_default());
+                    }
                 }
             }
         }
