@@ -1,6 +1,5 @@
 //! From a client's key to a table's name and the key within that table.
 
-use bytes::Bytes;
 use rowship_proto::control::TABLE_NAME_BYTES_MAX;
 use rowship_proto::row::KEY_BYTES_MAX;
 
@@ -23,14 +22,14 @@ impl Default for RowLimits {
     }
 }
 
-/// A client's key, taken apart. Both parts are slices of what the client sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientKey {
+/// A client's key, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientKey<'a> {
     /// Name of the table: the part before the first colon, which may be empty. `None` without a
     /// colon: the row lives in [`rowship_proto::row::TableId::NO_PREFIX`].
-    pub table: Option<Bytes>,
+    pub table: Option<&'a [u8]>,
     /// The key within the table; may be empty.
-    pub key: Bytes,
+    pub key: &'a [u8],
 }
 
 /// A key that no row can have.
@@ -67,12 +66,12 @@ impl KeyError {
 ///
 /// # Errors
 /// [`KeyError`] when a part is longer than its limit.
-pub fn split_key(client_key: &Bytes, limits: &RowLimits) -> Result<ClientKey, KeyError> {
+pub fn split_key<'a>(client_key: &'a [u8], limits: &RowLimits) -> Result<ClientKey<'a>, KeyError> {
     Ok(match check_key(client_key, limits)? {
         Some(colon) => {
-            ClientKey { table: Some(client_key.slice(..colon)), key: client_key.slice(colon + 1..) }
+            ClientKey { table: Some(&client_key[..colon]), key: &client_key[colon + 1..] }
         }
-        None => ClientKey { table: None, key: client_key.clone() },
+        None => ClientKey { table: None, key: client_key },
     })
 }
 
@@ -99,8 +98,8 @@ mod tests {
 
     fn split(key: &str) -> Result<(Option<String>, String), KeyError> {
         let limits = RowLimits { key_bytes_max: 8, ..RowLimits::default() };
-        let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
-        let split = split_key(&Bytes::from(key.to_owned()), &limits)?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let split = split_key(key.as_bytes(), &limits)?;
         Ok((split.table.map(text), text(split.key)))
     }
 

@@ -91,13 +91,12 @@ impl Existence {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use rowship_proto::row::TableId;
 
     use super::*;
 
     fn row(number: u64) -> RowKey {
-        RowKey::of(7, TableId(1), Bytes::copy_from_slice(&number.to_le_bytes()))
+        RowKey::of(7, TableId(1), &number.to_le_bytes())
     }
 
     #[test]

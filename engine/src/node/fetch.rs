@@ -121,7 +121,7 @@ impl<E: Edge> Node<E> {
         let all = all.chain(keys.existence.iter().map(|key| (key, false)));
         for (key, value) in all.filter(|(key, _)| seen.insert(*key)) {
             let parts = split_key(key, limits).map_err(|error| error.reply())?;
-            let table = match &parts.table {
+            let table = match parts.table {
                 None => TableId::NO_PREFIX,
                 Some(name) => match self.dictionary.borrow().id(name) {
                     Some(table) => table,

@@ -7,12 +7,14 @@
 //! Limit: bytes here are bounded by `uncommitted_bytes_max` of log, through the intake's
 //! admission.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
 use rowship_proto::row::{TableId, key_hash};
+use smallvec::SmallVec;
 
 use crate::apply::table::RowId;
 
@@ -24,14 +26,17 @@ pub struct RowKey {
     /// Its table.
     pub table: TableId,
     /// Its key in the table.
-    pub key: Bytes,
+    pub key: KeyBytes,
 }
+
+/// Mostly without memory of their own.
+pub type KeyBytes = SmallVec<[u8; 24]>;
 
 impl RowKey {
     /// The row of `key` in `table`, under the log's `seed`.
     #[must_use]
-    pub fn of(seed: u64, table: TableId, key: Bytes) -> RowKey {
-        RowKey { hash: key_hash(seed, table, &key), table, key }
+    pub fn of(seed: u64, table: TableId, key: &[u8]) -> RowKey {
+        RowKey { hash: key_hash(seed, table, key), table, key: KeyBytes::from_slice(key) }
     }
 
     /// The same for the table.
@@ -204,8 +209,10 @@ impl Pending {
         while self.order.front().is_some_and(|written| written.image.end <= floor) {
             let written = self.order.pop_front().expect("just seen");
             self.rows_sum_gone = written.rows_sum;
-            if self.newest.get(&written.key) == Some(&self.first) {
-                self.newest.remove(&written.key);
+            if let Entry::Occupied(newest) = self.newest.entry(written.key)
+                && *newest.get() == self.first
+            {
+                newest.remove();
             }
             self.first += 1;
         }
@@ -219,7 +226,7 @@ mod tests {
     fn key(text: &'static str) -> RowKey {
         // Different keys of one hash are different rows.
         let hash = text.len() as u64;
-        RowKey { hash, table: TableId(1), key: Bytes::from_static(text.as_bytes()) }
+        RowKey { hash, table: TableId(1), key: KeyBytes::from_slice(text.as_bytes()) }
     }
 
     fn image(end: u64, connection: u64, text: &'static str) -> PendingImage {

@@ -213,7 +213,7 @@ fn restore_frame(
         let end = transaction.end();
         for row in transaction.rows() {
             let row = row?;
-            let key = RowKey::of(seed, row.table, Bytes::copy_from_slice(row.key));
+            let key = RowKey::of(seed, row.table, row.key);
             let image = match row.operation {
                 Operation::Put => Some(Bytes::copy_from_slice(row.value)),
                 Operation::Delete => None,

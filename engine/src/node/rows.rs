@@ -16,14 +16,14 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::appender::definitions_fit;
 use super::fetch::Fetched;
-use super::pending::{GivenHashMap, PendingImage, RowKey};
+use super::pending::{GivenHashMap, KeyBytes, PendingImage, RowKey};
 use super::state::{Node, PrimaryRole};
 use super::transaction::read_only;
 use crate::apply::snapshots::Pin;
 use crate::apply::table::Resident;
 use crate::edge::Edge;
 use crate::intake::execute::{Rows, View};
-use crate::intake::key::{RowLimits, split_key};
+use crate::intake::key::{ClientKey, RowLimits, split_key};
 use crate::intake::reply::Reply;
 
 /// Implements [`Rows`] for one transaction of one connection.
@@ -68,7 +68,7 @@ enum Place {
     /// In a table that does not exist yet.
     New {
         table: Bytes,
-        key: Bytes,
+        key: KeyBytes,
     },
 }
 
@@ -92,38 +92,38 @@ fn operation(image: Option<&Bytes>) -> Operation {
     if image.is_some() { Operation::Put } else { Operation::Delete }
 }
 
-/// Places of writes by the client's key. Most transactions write a few rows, which are compared
-/// one by one; the map is for the others.
+/// Places of writes by the hash of the client's key. Most transactions write a few rows, which are
+/// compared one by one; the map is for the others.
 #[derive(Default)]
-struct ByKey(GivenHashMap<HashedKey, usize>);
+struct ByKey(GivenHashMap<HashOfKey, usize>);
 
 /// Writes up to which none are in the map.
 const COMPARED_MAX: usize = 4;
 
 #[derive(PartialEq, Eq)]
-struct HashedKey {
-    hash: u64,
-    key: Bytes,
-}
+struct HashOfKey(u64);
 
-impl Hash for HashedKey {
+impl Hash for HashOfKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u64(self.0);
     }
 }
 
-impl HashedKey {
-    fn new(seed: u64, key: &Bytes) -> HashedKey {
-        HashedKey { hash: xxh3_64_with_seed(key, seed), key: key.clone() }
+impl HashOfKey {
+    fn new(seed: u64, key: &[u8]) -> HashOfKey {
+        HashOfKey(xxh3_64_with_seed(key, seed))
     }
 }
 
 impl ByKey {
-    fn get(&self, seed: u64, key: &Bytes, writes: &[Write]) -> Option<usize> {
+    fn get(&self, seed: u64, key: &[u8], writes: &[Write]) -> Option<usize> {
+        let compare = || writes.iter().position(|write| write.client_key == *key);
         if self.0.is_empty() {
-            return writes.iter().position(|write| write.client_key == *key);
+            return compare();
         }
-        self.0.get(&HashedKey::new(seed, key)).copied()
+        let at = *self.0.get(&HashOfKey::new(seed, key))?;
+        // Of two keys with one hash the map has one.
+        if writes[at].client_key == *key { Some(at) } else { compare() }
     }
 
     /// The last of `writes` is new.
@@ -133,7 +133,7 @@ impl ByKey {
         }
         let known = if self.0.is_empty() { 0 } else { writes.len() - 1 };
         let new = writes.iter().enumerate().skip(known);
-        self.0.extend(new.map(|(at, write)| (HashedKey::new(seed, &write.client_key), at)));
+        self.0.extend(new.map(|(at, write)| (HashOfKey::new(seed, &write.client_key), at)));
     }
 }
 
@@ -200,11 +200,14 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
     fn row_key(&self, key: &Bytes) -> Result<Option<RowKey>, Reply> {
         let parts = split_key(key, &self.limits).map_err(|error| error.reply())?;
-        let table = match &parts.table {
+        Ok(self.table_of(&parts).map(|table| RowKey::of(self.seed, table, parts.key)))
+    }
+
+    fn table_of(&self, key: &ClientKey<'_>) -> Option<TableId> {
+        match key.table {
             None => Some(TableId::NO_PREFIX),
             Some(name) => self.node.dictionary.borrow().id(name),
-        };
-        Ok(table.map(|table| RowKey::of(self.seed, table, parts.key)))
+        }
     }
 
     fn own(&self, key: &Bytes) -> Option<usize> {
@@ -364,9 +367,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
             existence.put(&row, image.is_some());
             let rows_delta = operation(image.as_ref()).rows_delta(existed);
             let image = PendingImage { end, connection: self.connection, image };
-            // A copy: the client's buffer must not live as long as the pending image.
-            let key = RowKey { key: Bytes::copy_from_slice(&row.key), ..row };
-            pending.insert(key, image, rows_delta);
+            pending.insert(row, image, rows_delta);
         }
         Written::To(end)
     }
@@ -380,7 +381,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
                 Place::Known(row) => row,
                 Place::New { table, key } => {
                     let table = dictionary.id(&table).expect("defined just before");
-                    RowKey::of(seed, table, key)
+                    RowKey::of(seed, table, &key)
                 }
             };
             (row, image, existed)
@@ -470,17 +471,12 @@ impl<E: Edge> Rows for TransactionRows<'_, E> {
             self.writes[at].image = image;
             return Ok(());
         }
-        let id = match &parts.table {
-            None => Some(TableId::NO_PREFIX),
-            Some(name) => self.node.dictionary.borrow().id(name),
-        };
-        let row = match (id, parts.table) {
-            (None, Some(table)) => Place::New { table, key: parts.key },
-            (id, _) => Place::Known(RowKey::of(
-                self.seed,
-                id.expect("rows without a prefix have a table"),
-                parts.key,
-            )),
+        let row = match self.table_of(&parts) {
+            Some(table) => Place::Known(RowKey::of(self.seed, table, parts.key)),
+            None => Place::New {
+                table: Bytes::copy_from_slice(parts.table.unwrap_or_default()),
+                key: KeyBytes::from_slice(parts.key),
+            },
         };
         let (client_key, existed) = (key.clone(), Existed::Unknown);
         self.writes.push(Write { client_key, row, image, existed });
