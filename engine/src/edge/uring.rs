@@ -321,8 +321,7 @@ impl Stream for UringStream {
         if parts.len() == 1 {
             return self.write_all(parts.remove(0)).await;
         }
-        // A socket has no places.
-        write_parts(&self.ring, &self.socket, parts, 0).await
+        write_parts(&self.ring, &self.socket, parts, None).await
     }
 
     fn shutdown(&self) {
@@ -390,16 +389,17 @@ pub struct UringFile {
 
 impl RingFile for UringFile {
     async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
-        write_parts(&self.ring, &self.file, parts, offset).await
+        write_parts(&self.ring, &self.file, parts, Some(offset)).await
     }
 }
 
-/// Writes all parts, in order, from `offset` on, which counts in files only.
+/// Writes all parts, in order, in files from `offset` on. Sockets have no places: any but 0 is an
+/// error there.
 async fn write_parts<T: AsRawFd + 'static>(
     ring: &Rc<Ring>,
     target: &Rc<T>,
     parts: Vec<Bytes>,
-    mut offset: u64,
+    mut offset: Option<u64>,
 ) -> io::Result<()> {
     let mut rest = parts;
     while !rest.is_empty() {
@@ -415,13 +415,13 @@ async fn write_parts<T: AsRawFd + 'static>(
         // A slice for writing is what the system calls an iovec: std says so.
         let descriptor = types::Fd(target.as_raw_fd());
         let entry = opcode::Writev::new(descriptor, slices.as_ptr().cast(), length(slices.len()))
-            .offset(offset)
+            .offset(offset.unwrap_or(0))
             .build();
         // SAFETY: list and bytes are on the heap, and kept until the end.
         let (written, (_, sent, _)) =
             unsafe { ring.start(entry, (target.clone(), rest, slices)) }.await;
         let written = not_nothing(written?)?;
-        offset += written as u64;
+        offset = offset.map(|offset| offset + written as u64);
         rest = unwritten(sent, later, written);
     }
     Ok(())
@@ -457,6 +457,30 @@ mod tests {
     use std::task::Poll;
 
     use super::*;
+
+    #[test]
+    fn many_parts_arrive_in_order_at_one_who_takes_little_at_once() {
+        const PARTS: usize = 3 * PARTS_MAX;
+        const BYTES: usize = 20_000;
+        let received = run(Duration::from_secs(60), |edge| async move {
+            let listener = edge.listen("127.0.0.1:0").unwrap();
+            let near = edge.connect(&listener.local_address().unwrap()).await.unwrap();
+            let far = listener.accept().await.unwrap();
+            let parts = (0..PARTS).map(|part| Bytes::from(vec![part as u8; BYTES])).collect();
+            let sent = tokio::task::spawn_local(async move { near.write_all_parts(parts).await });
+            let mut received = Vec::new();
+            while received.len() < PARTS * BYTES {
+                let (read, bytes) = far.read(BytesMut::with_capacity(8192)).await;
+                assert!(read.unwrap() > 0, "closed after {} bytes", received.len());
+                received.extend_from_slice(&bytes);
+            }
+            sent.await.unwrap().unwrap();
+            received
+        });
+        for (part, bytes) in received.unwrap().chunks(BYTES).enumerate() {
+            assert!(bytes.iter().all(|byte| *byte == part as u8), "part {part}");
+        }
+    }
 
     #[test]
     fn a_socket_stays_open_for_an_operation_that_nobody_waits_for() {

@@ -244,7 +244,8 @@ async fn write<E: Edge>(node: Rc<Node<E>>, client: Rc<Client<E>>) {
             }
         };
         outbox.sending.set(false);
-        if sent.is_err() {
+        if let Err(error) = sent {
+            tracing::debug!(peer = client.stream.peer(), "cannot send: {error}");
             outbox.give_up();
             // Ends the reader's pending read.
             client.stream.shutdown();

@@ -330,7 +330,8 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
                 }
             },
         };
-        if sent.is_err() {
+        if let Err(error) = sent {
+            tracing::info!(replica = name, "cannot send: {error}");
             return link.stream.shutdown();
         }
     }
