@@ -17,7 +17,7 @@ use crate::log::segment::segment_file_name;
 
 /// How often it is looked how far that is.
 const PERIOD: Duration = Duration::from_millis(100);
-/// What is only just behind everyone stays: for a replica that connects anew, and for restarts.
+/// What is only just behind everyone stays: for a replica that connects anew.
 const KEPT_BYTES: u64 = 32 << 20;
 /// So much at once: about a millisecond, for which reads of cold rows wait.
 const STEP_BYTES: u64 = 8 << 20;
@@ -66,10 +66,12 @@ fn next_step(
 }
 
 impl<E: Edge> Node<E> {
-    /// Below it, nobody reads the log while this node runs: neither lanes nor replicas, known ones
-    /// that are away among them.
+    /// Below it, nobody reads the log: neither lanes nor replicas, known ones that are away among
+    /// them, nor most restarts, which scan the segment that is being written.
     fn needed_from(&self) -> Lsn {
-        let own = self.durable.get().min(self.dispatched.get());
+        let durable = self.durable.get();
+        let restart = self.segment_of(durable).map_or(durable, |(base, _)| base);
+        let own = restart.min(self.dispatched.get());
         let Some(primary) = self.primary() else { return own };
         let machine = primary.machine.borrow();
         let away = primary.known.unseen(&machine).into_iter().map(|(_, durable)| durable);
