@@ -254,6 +254,13 @@ async fn welcome<E: Edge>(
     link.stream.write_all(bytes.into()).await.map_err(protocol)
 }
 
+impl<E: Edge> Link<E> {
+    fn give_up(&self, name: &str, error: &std::io::Error) {
+        tracing::info!(replica = name, "cannot send: {error}");
+        self.stream.shutdown();
+    }
+}
+
 /// What a sender does next.
 enum Next {
     Frames(Vec<Run>),
@@ -331,8 +338,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
             },
         };
         if let Err(error) = sent {
-            tracing::info!(replica = name, "cannot send: {error}");
-            return link.stream.shutdown();
+            return link.give_up(&name, &error);
         }
     }
 }
