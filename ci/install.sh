@@ -14,6 +14,8 @@ declare -A packages=(
     # Networks of namespaces, and what goes wrong on them: engine/tests/network.rs.
     [ip]=iproute2
     [nft]=nftables
+    # What of a file is in memory: engine/tests/replication.rs.
+    [fincore]=util-linux-extra
 )
 
 missing=()

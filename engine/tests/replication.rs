@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -201,4 +202,24 @@ fn pages_of_the_log_go_when_nobody_needs_them_and_stay_for_a_replica_that_is_awa
     replica.start();
     replica.catch_up_with(&primary);
     primary.until("and no longer needs it", |_| segment(&primary, 4) == Some(0));
+
+    // A spare lost its pages when it was a segment: each small write would read one first.
+    let to = (u64::MAX / 4).to_string();
+    let (code, _, said) =
+        support::rowship(&["log", "retire", "--at", &primary.address(), "--to", &to]);
+    assert_eq!(code, 0, "{said}");
+    let files = std::fs::read_dir(&primary.directory).unwrap().map(|file| file.unwrap().path());
+    let spare = files
+        .into_iter()
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-"));
+    let spare = spare.expect("a retired segment is kept");
+    let inode = std::fs::metadata(&spare).unwrap().ino();
+    assert_eq!(in_memory(&spare), Some(0));
+    // More than a segment: the one behind the next is prepared.
+    support::set_rows(&primary, 0..9_000, value);
+    primary.until("the spare is taken, and in memory", |_| {
+        let mut segments = support::segments(&primary.directory).into_iter();
+        let taken = segments.find(|(_, path)| std::fs::metadata(path).unwrap().ino() == inode);
+        taken.is_some_and(|(_, path)| in_memory(&path) == Some(SEGMENT))
+    });
 }

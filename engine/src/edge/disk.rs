@@ -7,7 +7,7 @@
 mod directory;
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,6 +53,9 @@ enum Zeroes<'a> {
     Gently(&'a dyn Fn() -> bool),
     Reserved,
 }
+
+/// Files are brought into memory by reads of this many bytes.
+const RECALL_STEP_BYTES: usize = 1 << 20;
 
 /// Pages are faulted in by steps of this many bytes, so that one call never holds the map's lock
 /// for long (8 MiB are a few milliseconds from a cold disk).
@@ -230,8 +233,11 @@ impl Disk for FileDisk {
     }
 
     fn recall_pages(&self, name: &str) -> io::Result<()> {
-        let file = File::open(self.full_path(name))?;
-        Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed)?)
+        // Asked to read a file ahead, the system brings in a few MiB of it.
+        let mut file = File::open(self.full_path(name))?;
+        let mut piece = vec![0; RECALL_STEP_BYTES];
+        while file.read(&mut piece)? > 0 {}
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -134,8 +134,8 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn forget_pages(&self, _name: &str, _offset: u64, _bytes: u64) -> io::Result<()> {
         Ok(())
     }
-    /// Has the system read all of a file ahead: its bytes will soon be written over, and what is
-    /// not in memory would be read for each small write. A hint as well.
+    /// Brings all of a file into the system's memory: its bytes will soon be written over, and what
+    /// is not there would be read for each small write. Blocks for as long as reading it takes.
     fn recall_pages(&self, _name: &str) -> io::Result<()> {
         Ok(())
     }
