@@ -144,14 +144,15 @@ async fn simulate(options: RunOptions, told: &Told) -> Result<Report, Violation>
     let mut random = world.with_random(Random::fork);
     let chaos = Chaos::draw(&mut random, options.chaos_ms);
     told.borrow_mut().0 = format!("{chaos:?}");
+    // Not drawn, like what is chosen by the seed below: seeds that failed once go on as they did.
+    // Replicas that write very late, with small tables: none may be flushed ahead of its log.
+    let late = options.seed.is_multiple_of(4);
     let plan = ClusterPlan {
         ack: String::new(),
         on_missing: chaos.on_missing,
         lanes: random.between((1, 4)) as usize,
-        // Small where replicas write late: a table must not be flushed ahead of its log.
-        memtable_bytes: (8 << random.between((10, 14))) / [1, 1, 4][(options.seed % 3) as usize],
-        // Not drawn: seeds that failed once go on as they did.
-        replica_write_delay_ms: [0, 10, 400][(options.seed % 3) as usize],
+        memtable_bytes: (8 << random.between((10, 14))) / if late { 4 } else { 1 },
+        replica_write_delay_ms: if late { 400 } else { [0, 10, 100][(options.seed % 3) as usize] },
         small_window_bytes: [0, 1 << 10][(options.seed / 3 % 2) as usize],
         segment_bytes: 64 << 10,
     };
