@@ -2,7 +2,6 @@
 //! wait for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
 
 use bytes::Bytes;
 use rowship_proto::Lsn;
@@ -95,25 +94,10 @@ fn operation(image: Option<&Bytes>) -> Operation {
 /// Places of writes by the hash of the client's key. Most transactions write a few rows, which are
 /// compared one by one; the map is for the others.
 #[derive(Default)]
-struct ByKey(GivenHashMap<HashOfKey, usize>);
+struct ByKey(GivenHashMap<u64, usize>);
 
 /// Writes up to which none are in the map.
 const COMPARED_MAX: usize = 4;
-
-#[derive(PartialEq, Eq)]
-struct HashOfKey(u64);
-
-impl Hash for HashOfKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0);
-    }
-}
-
-impl HashOfKey {
-    fn new(seed: u64, key: &[u8]) -> HashOfKey {
-        HashOfKey(xxh3_64_with_seed(key, seed))
-    }
-}
 
 impl ByKey {
     fn get(&self, seed: u64, key: &[u8], writes: &[Write]) -> Option<usize> {
@@ -121,7 +105,7 @@ impl ByKey {
         if self.0.is_empty() {
             return compare();
         }
-        let at = *self.0.get(&HashOfKey::new(seed, key))?;
+        let at = *self.0.get(&xxh3_64_with_seed(key, seed))?;
         // Of two keys with one hash the map has one.
         if writes[at].client_key == *key { Some(at) } else { compare() }
     }
@@ -133,7 +117,7 @@ impl ByKey {
         }
         let known = if self.0.is_empty() { 0 } else { writes.len() - 1 };
         let new = writes.iter().enumerate().skip(known);
-        self.0.extend(new.map(|(at, write)| (HashOfKey::new(seed, &write.client_key), at)));
+        self.0.extend(new.map(|(at, write)| (xxh3_64_with_seed(&write.client_key, seed), at)));
     }
 }
 
