@@ -123,6 +123,19 @@ impl FileDisk {
     }
 
     fn fill_new_file(&self, path: &Path, bytes: u64, how: Zeroes<'_>) -> io::Result<()> {
+        // Asked first: a file system that is told to reserve more than it has may take all there is
+        // before it says so, and whoever writes meanwhile finds a full disk.
+        let free = self.free_bytes()?;
+        if free < bytes.saturating_add(self.inner.free_bytes_min) {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "no space for a file of {bytes} bytes: {free} bytes are free, and {} bytes \
+                     stay so",
+                    self.inner.free_bytes_min
+                ),
+            ));
+        }
         let file = new_file(path)?;
         let mut reserved = false;
         if bytes > 0 {
@@ -132,15 +145,6 @@ impl FileDisk {
                 Err(rustix::io::Errno::OPNOTSUPP) => {}
                 Err(error) => return Err(error.into()),
             }
-        }
-        if self.inner.free_bytes_min > 0 && self.free_bytes()? < self.inner.free_bytes_min {
-            return Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                format!(
-                    "less than the reserve of {} bytes would be left",
-                    self.inner.free_bytes_min
-                ),
-            ));
         }
         if reserved && matches!(how, Zeroes::Reserved) {
             return file.sync_all();
