@@ -1,4 +1,7 @@
 //! Scenario `fanout`: what each further replica costs the primary, its clients, and in lag.
+//!
+//! A node stays awake for what it expects at once, up to a core of it whatever the number of its
+//! replicas. So what replicas cost is told from nodes that sleep (`--busy-poll-us 0`).
 
 use std::time::Duration;
 
@@ -22,6 +25,8 @@ const ROWS: [usize; 2] = [1, 100];
 const LAG_RATE: f64 = 5_000.0;
 const LAG_MARKERS: f64 = 500.0;
 const LOOK_PAUSE: Duration = Duration::from_micros(100);
+/// Of the nodes whose CPU is told.
+const SLEEPING: &str = "--busy-poll-us=0";
 
 /// How many replicas.
 #[derive(Args, Clone, Debug)]
@@ -45,9 +50,9 @@ struct Rounds {
     rows: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
-    /// CPU seconds of the primary per million rows.
+    /// CPU seconds of the primary, where it sleeps, per million rows.
     cpu: Vec<f64>,
-    /// CPU seconds of the primary per gigabyte that it sent.
+    /// CPU seconds of it per gigabyte that it sent.
     cpu_shipped: Vec<f64>,
 }
 
@@ -68,52 +73,78 @@ pub async fn run(plan: &Common, options: &Plan, sink: &Sink) -> Result<()> {
     let counts = std::iter::once(0).chain(options.replicas.iter().copied().filter(|n| *n > 0));
     let mut all = Vec::new();
     for replicas in counts {
-        let scratch = plan.scratch()?;
         let layout = plan.layout(Layout { replicas, ..Layout::asynchronous() });
-        let cluster = Cluster::start(scratch.path(), &layout).await?;
-        load::preload(&cluster, plan.keys).await?;
         let mut limits = [4, 64].map(|kib| Limit::commit_ms(&plan.directory, 1.0, kib));
         let mut found = Found { replicas, ..Found::default() };
+        let scratch = plan.scratch()?;
+        let cluster = Cluster::start(scratch.path(), &layout).await?;
+        load::preload(&cluster, plan.keys).await?;
         for round in 0..plan.rounds {
             sink.progress(format!("{replicas} replicas, round {}", round + 1));
             limits.iter_mut().try_for_each(Limit::measure)?;
             one_round(plan, &cluster, &mut found).await?;
         }
         cluster.stop().await?;
+        cpu_rounds(plan, layout, sink, &mut found).await?;
         put(plan, sink, &found, &limits)?;
         all.push(found);
     }
     further(plan, sink, &all)
 }
 
+fn input(plan: &Common, transaction_rows: usize) -> Input {
+    Input { keys: plan.keys, pick: plan.pick, transaction_rows }
+}
+
 async fn one_round(plan: &Common, cluster: &Cluster, found: &mut Found) -> Result<()> {
-    let input = |transaction_rows| Input { keys: plan.keys, pick: plan.pick, transaction_rows };
     let span = Span::of(plan.measured);
     for (rows, rounds) in ROWS.iter().zip(&mut found.loads) {
         cluster.wait_until_streaming().await?;
-        let before = costs(cluster).await?;
-        let ran = load::closed(cluster, CLIENTS, 1, input(*rows), span).await?;
-        // What is still to be sent belongs to this load.
-        cluster.wait_until_streaming().await?;
-        let after = costs(cluster).await?;
+        let ran = load::closed(cluster, CLIENTS, 1, input(plan, *rows), span).await?;
         rounds.rows.push(ran.per_second() * *rows as f64);
         rounds.p50.push(quantile_ms(&ran.latency, 0.5));
         rounds.p99.push(quantile_ms(&ran.latency, 0.99));
-        let cpu = after.cpu - before.cpu;
-        rounds.cpu.push(cpu / ((after.rows - before.rows) as f64 / 1e6));
-        let shipped = (after.log - before.log) as f64 * found.replicas as f64 / 1e9;
-        if shipped > 0.0 {
-            rounds.cpu_shipped.push(cpu / shipped);
-        }
     }
     if found.replicas > 0 {
         let (rate, markers, look_pause) = (LAG_RATE, LAG_MARKERS, LOOK_PAUSE);
         let open = OpenLoop { rate, clients: CLIENTS, markers, look_pause };
-        let lags = load::open(cluster, open, input(1), span).await?;
+        let lags = load::open(cluster, open, input(plan, 1), span).await?;
         found.lag_p50.push(quantile_ms(&lags.visible, 0.5));
         found.lag_p99.push(quantile_ms(&lags.visible, 0.99));
     }
     Ok(())
+}
+
+/// The same loads on nodes that sleep.
+async fn cpu_rounds(
+    plan: &Common,
+    mut layout: Layout,
+    sink: &Sink,
+    found: &mut Found,
+) -> Result<()> {
+    layout.flags.push(SLEEPING.to_owned());
+    let scratch = plan.scratch()?;
+    let cluster = Cluster::start(scratch.path(), &layout).await?;
+    load::preload(&cluster, plan.keys).await?;
+    let span = Span::of(plan.measured);
+    for round in 0..plan.rounds {
+        sink.progress(format!("{} replicas, CPU, round {}", found.replicas, round + 1));
+        for (rows, rounds) in ROWS.iter().zip(&mut found.loads) {
+            cluster.wait_until_streaming().await?;
+            let before = costs(&cluster).await?;
+            load::closed(&cluster, CLIENTS, 1, input(plan, *rows), span).await?;
+            // What is still to be sent belongs to this load.
+            cluster.wait_until_streaming().await?;
+            let after = costs(&cluster).await?;
+            let cpu = after.cpu - before.cpu;
+            rounds.cpu.push(cpu / ((after.rows - before.rows) as f64 / 1e6));
+            let shipped = (after.log - before.log) as f64 * found.replicas as f64 / 1e9;
+            if shipped > 0.0 {
+                rounds.cpu_shipped.push(cpu / shipped);
+            }
+        }
+    }
+    cluster.stop().await
 }
 
 /// What the primary has done so far.
@@ -136,7 +167,7 @@ fn describe(plan: &Common, replicas: usize) -> Value {
         json!({
             "replicas": replicas, "clients": CLIENTS, "keys": plan.keys, "flags": plan.flags,
             "pick": plan.pick.to_string(), "seconds": plan.measured.as_secs_f64(),
-            "lag_at_rows_per_second": LAG_RATE, "cpu_of": "primary",
+            "lag_at_rows_per_second": LAG_RATE, "cpu_of": format!("primary, {SLEEPING}"),
         }),
     )
 }

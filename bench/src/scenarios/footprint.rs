@@ -23,8 +23,8 @@ const KEY_BYTES: usize = 8;
 /// How much is written while a replica is gone.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// Rows of the backlog
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Rows of the backlog, and of the load before it that brings tables to their bounds
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: u64,
 }
 

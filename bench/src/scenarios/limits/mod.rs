@@ -12,6 +12,7 @@ use anyhow::Result;
 use hdrhistogram::Histogram;
 use serde_json::json;
 
+use disk::first_writes;
 pub use disk::{Writes, dsync_write};
 pub use memory::{memcpy, memtable_upserts, tree_upserts, xxh3};
 pub use sockets::{Io, PING_BYTES, loopback_stream, ping_pong};
@@ -103,6 +104,10 @@ fn one_round(plan: &Common, sink: &Sink, round: usize, found: &mut Found) -> Res
         found.value(name.clone(), "MB/s", writes.megabytes_per_second);
         found.latency(name, writes.latency)?;
     }
+    progress("first writes");
+    let bytes = ((seconds * 256e6) as u64).max(1);
+    let first = first_writes(&plan.directory, bytes)?;
+    found.value("O_DSYNC write, 1 MiB, pages that were not in memory".into(), "MB/s", first);
     let rows = ((seconds * 250_000.0) as u64).max(1_000);
     progress("table library");
     let upserts = memtable_upserts(plan.keys, rows)?;
