@@ -233,11 +233,15 @@ fn text_style(horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
     TextStyle::from((FONT, TEXT)).pos(Pos::new(horizontal, vertical))
 }
 
+/// Both ends of a long name: systems are told apart by the one, works by the other.
 fn shortened(name: &str) -> String {
-    match name.char_indices().nth(BAR_LABEL_CHARS) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
+    let chars: Vec<char> = name.chars().collect();
+    if chars.len() <= BAR_LABEL_CHARS {
+        return name.to_owned();
     }
+    let (front, back) = chars.split_at(BAR_LABEL_CHARS / 2);
+    let back = &back[back.len() - BAR_LABEL_CHARS.div_ceil(2)..];
+    front.iter().chain(&['…']).chain(back).collect()
 }
 
 /// The label of a value on an axis.
