@@ -291,6 +291,30 @@ pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Spa
     Ok(Lags { began, commit, visible, over_time, rate })
 }
 
+/// The same rows at the same times, and nobody looks at a replica, if there is one.
+///
+/// # Errors
+/// When a write is refused.
+pub async fn paced<S: System>(
+    system: &S,
+    (rate, clients): (f64, usize),
+    input: Input,
+    span: Span,
+) -> Result<()> {
+    let due = Rc::new(Due::default());
+    let commit = Rc::new(RefCell::new(latencies()));
+    let seeds = fresh_seeds(clients as u64);
+    let mut tasks = Vec::new();
+    let began = Instant::now() + Duration::from_millis(20);
+    for at in 0..clients {
+        let client = system.writer().await?;
+        let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
+        tasks.push(spawn_local(send_due(client, rows, due.clone(), commit.clone(), began)));
+    }
+    schedule(&due, rate, began, began + span.warm_up + span.measured).await?;
+    join(tasks).await
+}
+
 /// The intended time of event `number`.
 fn intended(began: Instant, rate: f64, number: u64) -> Instant {
     began + Duration::from_secs_f64(number as f64 / rate)

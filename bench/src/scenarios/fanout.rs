@@ -1,7 +1,8 @@
 //! Scenario `fanout`: what each further replica costs the primary, its clients, and in lag.
 //!
-//! A node stays awake for what it expects at once, up to a core of it whatever the number of its
-//! replicas. So what replicas cost is told from nodes that sleep (`--busy-poll-us 0`).
+//! What replicas cost the primary is told from the same work in the same time: a closed loop would
+//! put more commits into each write the slower all is. And from nodes that sleep (`--busy-poll-us
+//! 0`): else they are awake for what they expect at once, up to a core whatever their replicas.
 
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::system::System;
 const SCENARIO: &str = "fanout";
 const CLIENTS: usize = 8;
 const ROWS: [usize; 2] = [1, 100];
+/// Rows per second, one per transaction, of the loads whose CPU is told.
+const CPU_RATES: [f64; 2] = [5_000.0, 20_000.0];
 /// Rate of the open loop that shows the lag.
 const LAG_RATE: f64 = 5_000.0;
 const LAG_MARKERS: f64 = 500.0;
@@ -50,10 +53,15 @@ struct Rounds {
     rows: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
-    /// CPU seconds of the primary, where it sleeps, per million rows.
-    cpu: Vec<f64>,
-    /// CPU seconds of it per gigabyte that it sent.
-    cpu_shipped: Vec<f64>,
+}
+
+/// CPU seconds of the primary at one rate, one value per round.
+#[derive(Default)]
+struct Cpu {
+    /// Per million rows.
+    rows: Vec<f64>,
+    /// Per gigabyte that it sent.
+    shipped: Vec<f64>,
 }
 
 /// Values of one number of replicas.
@@ -61,6 +69,7 @@ struct Rounds {
 struct Found {
     replicas: usize,
     loads: [Rounds; 2],
+    cpu: [Cpu; 2],
     lag_p50: Vec<f64>,
     lag_p99: Vec<f64>,
 }
@@ -115,7 +124,7 @@ async fn one_round(plan: &Common, cluster: &Cluster, found: &mut Found) -> Resul
     Ok(())
 }
 
-/// The same loads on nodes that sleep.
+/// Loads of fixed rates on nodes that sleep.
 async fn cpu_rounds(
     plan: &Common,
     mut layout: Layout,
@@ -129,18 +138,18 @@ async fn cpu_rounds(
     let span = Span::of(plan.measured);
     for round in 0..plan.rounds {
         sink.progress(format!("{} replicas, CPU, round {}", found.replicas, round + 1));
-        for (rows, rounds) in ROWS.iter().zip(&mut found.loads) {
+        for (rate, cpu) in CPU_RATES.iter().zip(&mut found.cpu) {
             cluster.wait_until_streaming().await?;
             let before = costs(&cluster).await?;
-            load::closed(&cluster, CLIENTS, 1, input(plan, *rows), span).await?;
+            load::paced(&cluster, (*rate, CLIENTS), input(plan, 1), span).await?;
             // What is still to be sent belongs to this load.
             cluster.wait_until_streaming().await?;
             let after = costs(&cluster).await?;
-            let cpu = after.cpu - before.cpu;
-            rounds.cpu.push(cpu / ((after.rows - before.rows) as f64 / 1e6));
+            let seconds = after.cpu - before.cpu;
+            cpu.rows.push(seconds / ((after.rows - before.rows) as f64 / 1e6));
             let shipped = (after.log - before.log) as f64 * found.replicas as f64 / 1e9;
             if shipped > 0.0 {
-                rounds.cpu_shipped.push(cpu / shipped);
+                cpu.shipped.push(seconds / shipped);
             }
         }
     }
@@ -184,9 +193,15 @@ fn put(plan: &Common, sink: &Sink, found: &Found, limits: &[Limit]) -> Result<()
         let p50 = figure("p50", "ms", &rounds.p50).with_limit(&limit.figure(SCENARIO));
         sink.figure(&p50, &settings)?;
         sink.figure(&figure("p99", "ms", &rounds.p99), &settings)?;
-        sink.figure(&figure("CPU per million rows", "s", &rounds.cpu), &settings)?;
-        if !rounds.cpu_shipped.is_empty() {
-            sink.figure(&figure("CPU per GB shipped", "s/GB", &rounds.cpu_shipped), &settings)?;
+    }
+    for (rate, cpu) in CPU_RATES.iter().zip(&found.cpu) {
+        let name = format!("{} replicas, {rate} rows/s", found.replicas);
+        let figure = |what: &str, unit, values: &Vec<f64>| {
+            Figure::new(SCENARIO, &format!("{name}: {what}"), unit, values.clone())
+        };
+        sink.figure(&figure("CPU per million rows", "s", &cpu.rows), &settings)?;
+        if !cpu.shipped.is_empty() {
+            sink.figure(&figure("CPU per GB shipped", "s/GB", &cpu.shipped), &settings)?;
         }
     }
     for (what, values) in [("p50", &found.lag_p50), ("p99", &found.lag_p99)] {
@@ -198,16 +213,15 @@ fn put(plan: &Common, sink: &Sink, found: &Found, limits: &[Limit]) -> Result<()
     Ok(())
 }
 
-/// What the second and each further replica costs the primary, against the first: per row, since a
-/// primary with more replicas writes fewer rows in the same time.
+/// What the second and each further replica costs the primary, against the first, per row.
 fn further(plan: &Common, sink: &Sink, all: &[Found]) -> Result<()> {
     let with = |count| all.iter().find(|found| found.replicas == count);
     let (Some(none), Some(one)) = (with(0), with(1)) else { return Ok(()) };
-    for (at, rows) in ROWS.iter().enumerate() {
-        let cpu = |found: &Found, round: usize| found.loads[at].cpu[round];
+    for (at, rate) in CPU_RATES.iter().enumerate() {
+        let cpu = |found: &Found, round: usize| found.cpu[at].rows[round];
         let first = |round| cpu(one, round) - cpu(none, round);
         if (0..plan.rounds).any(|round| first(round) <= 0.0) {
-            sink.say(&format!("{rows} rows: the first replica's cost is lost in the noise"));
+            sink.say(&format!("{rate} rows/s: the first replica's cost is lost in the noise"));
             continue;
         }
         for found in all.iter().filter(|found| found.replicas > 1) {
@@ -216,8 +230,7 @@ fn further(plan: &Common, sink: &Sink, all: &[Found]) -> Result<()> {
             // the range says how little of it is known.
             let each = |round| (cpu(found, round) - cpu(one, round)) / others / first(round);
             let name = format!(
-                "{CLIENTS} clients x {rows} rows, CPU of each replica from the second to number \
-                 {} against the first",
+                "{rate} rows/s, CPU of each replica from the second to number {} against the first",
                 found.replicas
             );
             let figure = Figure::new(SCENARIO, &name, "x", (0..plan.rounds).map(each).collect());
