@@ -298,7 +298,8 @@ impl World<'_> {
             let limit = match at {
                 0 => limits.0,
                 1 => ack.received,
-                2 => ack.durable.min(self.committed.max(limits.1)),
+                // Shown before it is durable there: see `node/writer.rs: gather` in the engine.
+                2 => ack.received.min(self.committed.max(limits.1)),
                 _ => ack.applied,
             };
             let position =
@@ -323,7 +324,7 @@ impl World<'_> {
                 && ack.visible >= known.acked.visible
                 && ack.received <= known.shipped
                 && ack.durable <= ack.received
-                && ack.applied <= ack.durable
+                && ack.applied <= ack.received
                 && ack.visible <= ack.applied
                 && ack.applied <= committed.max(known.resume);
             if right {
