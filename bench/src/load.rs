@@ -270,16 +270,9 @@ pub async fn open<S: System>(system: &S, plan: OpenLoop, input: Input, span: Spa
     forget_markers(&mut marker, &mut reader).await?;
     let due = Rc::new(Due::default());
     let commit = Rc::new(RefCell::new(latencies()));
-    let mut tasks = Vec::new();
-    // A little later than now: all tasks are there when the first row is due.
-    let began = Instant::now() + Duration::from_millis(20);
+    let began = begin();
     let counted = (began + span.warm_up, began + span.warm_up + span.measured);
-    let seeds = fresh_seeds(plan.clients as u64);
-    for at in 0..plan.clients {
-        let client = system.writer().await?;
-        let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
-        tasks.push(spawn_local(send_due(client, rows, due.clone(), commit.clone(), counted.0)));
-    }
+    let tasks = send_all_due(system, plan.clients, input, &due, &commit, counted.0).await?;
     let markers = spawn_local(send_markers(marker, plan.markers, began, counted.1));
     let looks = spawn_local(look(reader, plan, began, span));
     schedule(&due, plan.rate, began, counted.1).await?;
@@ -301,18 +294,36 @@ pub async fn paced<S: System>(
     input: Input,
     span: Span,
 ) -> Result<()> {
-    let due = Rc::new(Due::default());
-    let commit = Rc::new(RefCell::new(latencies()));
+    let (due, unread) = (Rc::new(Due::default()), Rc::new(RefCell::new(latencies())));
+    let began = begin();
+    let tasks = send_all_due(system, clients, input, &due, &unread, began).await?;
+    schedule(&due, rate, began, began + span.warm_up + span.measured).await?;
+    join(tasks).await
+}
+
+/// A little later than now: all tasks are there when the first row is due.
+fn begin() -> Instant {
+    Instant::now() + Duration::from_millis(20)
+}
+
+/// Starts the connections that send what is due.
+async fn send_all_due<S: System>(
+    system: &S,
+    clients: usize,
+    input: Input,
+    due: &Rc<Due>,
+    commit: &Rc<RefCell<Histogram<u64>>>,
+    counted_from: Instant,
+) -> Result<Vec<JoinHandle<Result<()>>>> {
     let seeds = fresh_seeds(clients as u64);
     let mut tasks = Vec::new();
-    let began = Instant::now() + Duration::from_millis(20);
     for at in 0..clients {
         let client = system.writer().await?;
         let rows = Rows::new(seeds + at as u64, input.keys, input.pick);
-        tasks.push(spawn_local(send_due(client, rows, due.clone(), commit.clone(), began)));
+        let sent = send_due(client, rows, due.clone(), commit.clone(), counted_from);
+        tasks.push(spawn_local(sent));
     }
-    schedule(&due, rate, began, began + span.warm_up + span.measured).await?;
-    join(tasks).await
+    Ok(tasks)
 }
 
 /// The intended time of event `number`.

@@ -77,7 +77,7 @@ fn all() -> Vec<Kept> {
             put("fanout", &name, "ms", p50, false);
         }
         let each = "CPU of each replica from the second to number 4 against the first";
-        put("fanout", &format!("8 clients x {rows} rows, {each}"), "x", 0.5, false);
+        put("fanout", &format!("{} rows/s, {each}", 5_000 * rows), "x", 0.5, false);
         let name = format!("primary, dead replica, backlog of {rows} rows/transaction: private");
         put("footprint", &name, "MiB", 100.0, false);
     }
