@@ -209,9 +209,10 @@ fn pages_of_the_log_go_when_nobody_needs_them_and_stay_for_a_replica_that_is_awa
         support::rowship(&["log", "retire", "--at", &primary.address(), "--to", &to]);
     assert_eq!(code, 0, "{said}");
     let files = std::fs::read_dir(&primary.directory).unwrap().map(|file| file.unwrap().path());
+    // There may be several: the first by name is taken first.
     let spare = files
-        .into_iter()
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-"));
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-"))
+        .min();
     let spare = spare.expect("a retired segment is kept");
     let inode = std::fs::metadata(&spare).unwrap().ino();
     assert_eq!(in_memory(&spare), Some(0));
