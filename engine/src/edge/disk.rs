@@ -5,9 +5,10 @@
 //! write path goes through the ring and keeps its file open there.
 
 mod directory;
+mod map;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 
 pub use self::directory::{DataDirectory, DirectoryError};
+use self::map::ReadBuffers;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use self::map::map_file;
 use super::{Disk, Map};
 
 /// One directory of files on a real file system.
@@ -30,6 +34,7 @@ struct Inner {
     /// For syncing its entries.
     directory: File,
     free_bytes_min: u64,
+    read_buffers: Arc<ReadBuffers>,
 }
 
 /// Mode of every file: the log holds the rows of its users.
@@ -47,19 +52,8 @@ const GENTLE_PAUSES: u32 = 3;
 /// And no longer, however slow the disk is at the moment: others wait for this worker.
 const GENTLE_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// How a new file is filled.
-#[derive(Clone, Copy)]
-enum Zeroes<'a> {
-    Gently(&'a dyn Fn() -> bool),
-    Reserved,
-}
-
 /// Files are brought into memory by reads of this many bytes.
 const RECALL_STEP_BYTES: usize = 1 << 20;
-
-/// Pages are faulted in by steps of this many bytes, so that one call never holds the map's lock
-/// for long (8 MiB are a few milliseconds from a cold disk).
-const POPULATE_STEP_BYTES: usize = 8 << 20;
 
 impl FileDisk {
     /// Opens an existing directory, without its lock: reading a live node's directory is fine,
@@ -82,7 +76,8 @@ impl FileDisk {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
         let path = path.to_path_buf();
-        Ok(FileDisk { inner: Arc::new(Inner { path, directory, free_bytes_min }) })
+        let read_buffers = Arc::default();
+        Ok(FileDisk { inner: Arc::new(Inner { path, directory, free_bytes_min, read_buffers }) })
     }
 
     /// Bytes that this process may still use on the directory's file system.
@@ -109,11 +104,17 @@ impl FileDisk {
         self.inner.directory.sync_all()
     }
 
-    fn create(&self, name: &str, bytes: u64, zeroes: Zeroes<'_>) -> io::Result<()> {
+    fn create(
+        &self,
+        name: &str,
+        bytes: u64,
+        reserved_bytes: u64,
+        hurry: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         let path = self.full_path(name);
         // A leftover is unlinked, never truncated: someone may still have it mapped.
         remove_if_there(&path)?;
-        if let Err(error) = self.fill_new_file(&path, bytes, zeroes) {
+        if let Err(error) = self.fill_new_file(&path, bytes, reserved_bytes, hurry) {
             // The error that matters is the first one; what cannot be removed now is replaced
             // by the next try.
             let _ = remove_if_there(&path);
@@ -122,7 +123,13 @@ impl FileDisk {
         self.sync_directory()
     }
 
-    fn fill_new_file(&self, path: &Path, bytes: u64, how: Zeroes<'_>) -> io::Result<()> {
+    fn fill_new_file(
+        &self,
+        path: &Path,
+        bytes: u64,
+        reserved_bytes: u64,
+        hurry: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         // Asked first: a file system that is told to reserve more than it has may take all there is
         // before it says so, and whoever writes meanwhile finds a full disk.
         let free = self.free_bytes()?;
@@ -146,22 +153,17 @@ impl FileDisk {
                 Err(error) => return Err(error.into()),
             }
         }
-        if reserved && matches!(how, Zeroes::Reserved) {
-            return file.sync_all();
-        }
         // Then real zeroes: blocks that are only reserved are converted at their first write, and
         // that costs a journal commit in each of the log's syncs.
         let step = usize::try_from(ZERO_STEP_BYTES.min(bytes)).expect("at most 1 MiB");
         let zeroes = vec![0; step];
-        let (mut offset, mut began) = (0, Instant::now());
+        let mut offset = if reserved { reserved_bytes.min(bytes) } else { 0 };
+        let mut began = Instant::now();
         while offset < bytes {
             let len = (bytes - offset).min(ZERO_STEP_BYTES);
             file.write_all_at(&zeroes[..usize::try_from(len).expect("at most 1 MiB")], offset)?;
             offset += len;
-            if let Zeroes::Gently(hurry) = how
-                && offset % GENTLE_STEP_BYTES == 0
-                && !hurry()
-            {
+            if offset % GENTLE_STEP_BYTES < ZERO_STEP_BYTES && !hurry() {
                 // Otherwise all of it waits in the page cache for the last sync, and whoever syncs
                 // a log meanwhile waits behind it.
                 file.sync_data()?;
@@ -193,20 +195,17 @@ impl Disk for FileDisk {
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, Zeroes::Gently(&|| true))
+        self.create(name, bytes, 0, &|| true)
     }
 
-    fn create_zeroed_gently(
+    fn create_ahead(
         &self,
         name: &str,
         bytes: u64,
+        reserved_bytes: u64,
         hurry: &dyn Fn() -> bool,
     ) -> io::Result<()> {
-        self.create(name, bytes, Zeroes::Gently(hurry))
-    }
-
-    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, Zeroes::Reserved)
+        self.create(name, bytes, reserved_bytes, hurry)
     }
 
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -236,9 +235,10 @@ impl Disk for FileDisk {
         Ok(rustix::fs::fadvise(&file, offset, bytes, rustix::fs::Advice::DontNeed)?)
     }
 
-    fn recall_pages(&self, name: &str) -> io::Result<()> {
+    fn recall_pages(&self, name: &str, offset: u64) -> io::Result<()> {
         // Asked to read a file ahead, the system brings in a few MiB of it.
         let mut file = File::open(self.full_path(name))?;
+        file.seek(io::SeekFrom::Start(offset))?;
         let mut piece = vec![0; RECALL_STEP_BYTES];
         while file.read(&mut piece)? > 0 {}
         Ok(())
@@ -255,67 +255,16 @@ impl Disk for FileDisk {
     }
 
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>> {
-        map_file(&File::open(self.full_path(name))?)
+        self::map::map_path(self.full_path(name), &self.inner.read_buffers)
+    }
+
+    fn tidy(&self) {
+        self.inner.read_buffers.tidy();
     }
 
     fn path(&self, name: &str) -> String {
         self.full_path(name).display().to_string()
     }
-}
-
-/// Maps a whole file for reading. The file must never become shorter while it is mapped; the
-/// log's files never do (they are created whole, renamed and unlinked, never truncated).
-pub(crate) fn map_file(file: &File) -> io::Result<Arc<dyn Map>> {
-    // SAFETY: The map is read-only. The file is not truncated (see above), and its blocks are
-    // allocated, so no access faults. Its bytes do change under the map, by this process's own
-    // writes: readers only look below a position that the writer published after the write was
-    // done, and bytes below it do not change until the segment is retired; recycling waits for
-    // the positions of all readers (see `log::retire`). Other processes are kept out by the
-    // directory's lock and mode.
-    let map = unsafe { memmap2::Mmap::map(file)? };
-    Ok(Arc::new(FileMap(map)))
-}
-
-struct FileMap(memmap2::Mmap);
-
-impl Map for FileMap {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn populate(&self, offset: usize, len: usize) -> io::Result<()> {
-        let end = offset.saturating_add(len).min(self.0.len());
-        let mut at = offset;
-        while at < end {
-            let step = (end - at).min(POPULATE_STEP_BYTES);
-            match self.0.advise_range(memmap2::Advice::PopulateRead, at, step) {
-                Ok(()) => {}
-                // Kernels before 5.14 do not know it: then the pages come in when touched.
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if is_unreadable(&error) => {
-                    return Err(io::Error::other("the disk cannot read these pages"));
-                }
-                Err(error) => return Err(error),
-            }
-            at += step;
-        }
-        Ok(())
-    }
-
-    fn forget(&self, offset: usize, len: usize) -> io::Result<()> {
-        let end = offset.saturating_add(len).min(self.0.len());
-        let advice = memmap2::UncheckedAdvice::DontNeed;
-        // SAFETY: of a read-only map that is shared with the file, pages that were let go hold the
-        // same bytes when they are touched again.
-        unsafe { self.0.unchecked_advise_range(advice, offset, end - offset) }
-    }
-}
-
-/// What the kernel says about pages whose touch would be answered with SIGBUS.
-fn is_unreadable(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::FAULT, Errno::HWPOISON].iter().any(|is| error.raw_os_error() == Some(is.raw_os_error()))
 }
 
 fn new_file(path: &Path) -> io::Result<File> {
@@ -345,11 +294,9 @@ mod tests {
     fn created_files_are_zeroed_allocated_and_private() {
         let (directory, disk) = disk();
         let bytes = (9 << 20) + 4096;
-        let gently =
-            |disk: &FileDisk, name: &str, bytes| disk.create_zeroed_gently(name, bytes, &|| false);
-        for create in [FileDisk::create_zeroed, gently, FileDisk::create_reserved] {
+        for (reserved_bytes, hurries) in [(0, true), (0, false), (5000, false), (bytes, true)] {
             disk.write_durable_at("a", 0, &[7; 10]).unwrap();
-            create(&disk, "a", bytes).unwrap();
+            disk.create_ahead("a", bytes, reserved_bytes, &|| hurries).unwrap();
             let metadata = std::fs::metadata(directory.path().join("a")).unwrap();
             assert_eq!(metadata.len(), bytes);
             assert!(metadata.blocks() * 512 >= metadata.len());
@@ -364,8 +311,8 @@ mod tests {
     fn a_file_that_does_not_fit_leaves_nothing_behind() {
         let (_directory, disk) = disk();
         let bytes = disk.free_bytes().unwrap() * 2;
-        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
-            let error = create(&disk, "huge", bytes).unwrap_err();
+        for reserved_bytes in [0, 4096, bytes] {
+            let error = disk.create_ahead("huge", bytes, reserved_bytes, &|| true).unwrap_err();
             let kind = error.kind();
             assert!(
                 matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge),
@@ -379,8 +326,8 @@ mod tests {
     fn the_reserve_is_kept_free() {
         let (directory, _) = disk();
         let disk = FileDisk::with_free_bytes_min(directory.path(), u64::MAX).unwrap();
-        for create in [FileDisk::create_zeroed, FileDisk::create_reserved] {
-            let error = create(&disk, "a", 4096).unwrap_err();
+        for reserved_bytes in [0, 4096] {
+            let error = disk.create_ahead("a", 4096, reserved_bytes, &|| true).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
             assert_eq!(disk.list().unwrap(), []);
         }

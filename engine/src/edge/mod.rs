@@ -97,11 +97,28 @@ pub trait Listener: 'static {
 pub trait RingFile: Clone + 'static {
     /// Writes all parts one behind the other from `offset` on; when it returns they survive power
     /// loss. Only the last call may be unfinished when the power goes.
+    ///
+    /// What stands behind them in their last page ([`DIRECT_PAGE_BYTES`]) may be zeroes afterwards:
+    /// calls follow one another through the file, and nobody needs what is behind the last one.
     fn write_durable_parts(
         &self,
         parts: Vec<Bytes>,
         offset: u64,
+        caching: Caching,
     ) -> impl Future<Output = io::Result<()>>;
+}
+
+/// What writes past the cache are aligned to, in the file and in memory: at least what disks ask
+/// for. One that asks for more refuses them, and is written to through the cache.
+pub const DIRECT_PAGE_BYTES: usize = 4096;
+
+/// Whether what is written is to stay in the system's memory. A hint: readers see the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    /// Somebody will read it soon, or the write is small.
+    Keep,
+    /// Nobody will: memory for it is better spared, where the file system can.
+    Bypass,
 }
 
 /// One directory of files, for everything that is not the write path: start, preparation,
@@ -114,17 +131,17 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// included. The error of a full disk comes from here.
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()>;
     /// The same, leaving the disk to others most of the time, for as long as there is no `hurry`.
-    fn create_zeroed_gently(
+    /// The blocks of the first `reserved_bytes` may be only reserved, where the file system can:
+    /// writing to them cannot fail for want of space, and costs more than writing to zeroes.
+    fn create_ahead(
         &self,
         name: &str,
         bytes: u64,
+        _reserved_bytes: u64,
         _hurry: &dyn Fn() -> bool,
     ) -> io::Result<()> {
         self.create_zeroed(name, bytes)
     }
-    /// The same, but the blocks may be only reserved, where the file system can: writing to them
-    /// cannot fail for want of space, and costs more than writing to zeroes.
-    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()>;
     /// Writes and syncs, creating the file when it is missing.
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.
@@ -134,9 +151,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn forget_pages(&self, _name: &str, _offset: u64, _bytes: u64) -> io::Result<()> {
         Ok(())
     }
-    /// Brings all of a file into the system's memory: its bytes will soon be written over, and what
-    /// is not there would be read for each small write. Blocks for as long as reading it takes.
-    fn recall_pages(&self, _name: &str) -> io::Result<()> {
+    /// Brings a file into the system's memory, from `offset` to its end: its bytes will soon be
+    /// written over, and what is not there would be read for each small write. Blocks while it is
+    /// read.
+    fn recall_pages(&self, _name: &str, _offset: u64) -> io::Result<()> {
         Ok(())
     }
     /// Renames and syncs the directory.
@@ -145,6 +163,8 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Maps the whole file for reading. The map sees later writes to the file.
     fn map(&self, name: &str) -> io::Result<Arc<dyn Map>>;
+    /// Gives memory back that has served reads, and does no more. To be called now and then.
+    fn tidy(&self) {}
     /// Where this directory is, for messages.
     fn path(&self, name: &str) -> String;
 }
@@ -156,6 +176,12 @@ pub trait Map: Send + Sync + 'static {
     /// Brings a range into memory, so that touching it does not wait for the disk. May block.
     /// An error means that the disk cannot read it: whoever touches it then ends with SIGBUS.
     fn populate(&self, offset: usize, len: usize) -> io::Result<()>;
+    /// A copy of a range that is better not brought into the system's memory: it is large, and most
+    /// of it is not there. Nothing where the map is as good. May block.
+    /// An error means that the disk cannot read it.
+    fn read_cold(&self, _offset: usize, _len: usize) -> io::Result<Option<Bytes>> {
+        Ok(None)
+    }
     /// The same hint as [`Disk::forget_pages`], for pages that were read through this map: the
     /// system keeps those for as long as it has them in a map.
     fn forget(&self, _offset: usize, _len: usize) -> io::Result<()> {

@@ -1,11 +1,11 @@
 //! Production: sockets and durable writes through io_uring, the machine's clocks, worker threads.
 
+mod file;
+
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{self, IoSlice};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,9 +13,10 @@ use bytes::{Bytes, BytesMut};
 use io_uring::{opcode, types};
 use rowship_proto::Nanos;
 
+pub use self::file::UringFile;
 use super::disk::FileDisk;
 use super::ring::{self, Ring};
-use super::{Edge, Listener, RingFile, Stream, Worker};
+use super::{Edge, Listener, Stream, Worker};
 
 /// The production edge. Lives inside [`run`].
 #[derive(Clone)]
@@ -221,10 +222,7 @@ impl Edge for UringEdge {
     }
 
     fn open_durable(&self, disk: &FileDisk, name: &str) -> io::Result<UringFile> {
-        let dsync = i32::try_from(rustix::fs::OFlags::DSYNC.bits()).map_err(io::Error::other)?;
-        let file =
-            std::fs::OpenOptions::new().write(true).custom_flags(dsync).open(disk.path_of(name))?;
-        Ok(UringFile { file: Rc::new(file), ring: self.inner.ring.clone() })
+        UringFile::open(&disk.path_of(name), self.inner.ring.clone())
     }
 
     fn worker<J: Send + 'static>(
@@ -376,20 +374,6 @@ impl Listener for UringListener {
 
     fn local_address(&self) -> io::Result<String> {
         Ok(self.local.clone())
-    }
-}
-
-/// A file whose writes are durable when they return: opened with `O_DSYNC`, so that write and
-/// sync are one operation and one trip through the ring.
-#[derive(Clone)]
-pub struct UringFile {
-    file: Rc<File>,
-    ring: Rc<Ring>,
-}
-
-impl RingFile for UringFile {
-    async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
-        write_parts(&self.ring, &self.file, parts, Some(offset)).await
     }
 }
 

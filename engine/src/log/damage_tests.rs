@@ -269,9 +269,6 @@ impl Disk for ReadWhileWritten {
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
         self.now.create_zeroed(name, bytes)
     }
-    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.now.create_reserved(name, bytes)
-    }
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.now.write_durable_at(name, offset, bytes)
     }

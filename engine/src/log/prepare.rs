@@ -32,17 +32,28 @@ pub enum Prepared {
 pub enum Fill {
     /// Zeroes that are written: small writes then change nothing but their own blocks.
     Zeroes,
-    /// Blocks that are only reserved: each write also converts what it covers, which costs a commit
-    /// of the file system's journal. For large writes that is less than writing all of it twice.
-    Reserved,
+    /// Up to this many bytes blocks that are only reserved, behind them zeroes. Each write to
+    /// reserved blocks also converts what it covers, which costs a commit of the file system's
+    /// journal: for large writes that is less than writing all of it twice.
+    ReservedTo(u64),
 }
 
 impl Fill {
-    /// For a segment of a replica whose primary's log ends at `primary_end`. A segment that lies
-    /// below that as a whole is filled from a backlog, by large writes.
+    /// For a segment of a replica whose primary's log ends at `primary_end`. What lies below that
+    /// is filled from a backlog, by large writes.
     #[must_use]
     pub fn of_replica(header: &SegmentHeader, primary_end: Lsn) -> Fill {
-        if header.end() <= primary_end { Fill::Reserved } else { Fill::Zeroes }
+        match primary_end.0.saturating_sub(header.base.0).min(header.segment_bytes) {
+            0 => Fill::Zeroes,
+            backlog => Fill::ReservedTo(backlog),
+        }
+    }
+
+    fn reserved_bytes(self) -> u64 {
+        match self {
+            Fill::Zeroes => 0,
+            Fill::ReservedTo(bytes) => bytes,
+        }
     }
 }
 
@@ -109,7 +120,7 @@ pub fn prepare_ahead<D: Disk>(
         return Ok(Prepared::Created);
     }
     mark(Mark::SegmentRecycled);
-    if let Err(error) = disk.recall_pages(&name) {
+    if let Err(error) = disk.recall_pages(&name, fill.reserved_bytes()) {
         tracing::debug!("a spare segment is not read ahead: {error}");
     }
     Ok(Prepared::Recycled)
@@ -122,13 +133,10 @@ fn create<D: Disk>(
     hurry: &dyn Fn() -> bool,
 ) -> Result<(), LogError> {
     let file = disk.path(TEMPORARY_FILE);
-    let created = match fill {
-        Fill::Zeroes => disk.create_zeroed_gently(TEMPORARY_FILE, bytes, hurry),
-        Fill::Reserved => {
-            mark(Mark::SegmentReserved);
-            disk.create_reserved(TEMPORARY_FILE, bytes)
-        }
-    };
+    if fill != Fill::Zeroes {
+        mark(Mark::SegmentReserved);
+    }
+    let created = disk.create_ahead(TEMPORARY_FILE, bytes, fill.reserved_bytes(), hurry);
     created.map_err(|source| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             LogError::DiskFull { file, bytes, source }
@@ -152,10 +160,12 @@ mod tests {
     fn only_what_the_primary_has_filled_is_reserved() {
         let (header, end) = (header(65536), Lsn(131_072));
         assert_eq!(header.end(), end);
-        for known in [Lsn::ZERO, header.base, Lsn(end.0 - 1)] {
+        for known in [Lsn::ZERO, header.base] {
             assert_eq!(Fill::of_replica(&header, known), Fill::Zeroes);
         }
-        assert_eq!(Fill::of_replica(&header, end), Fill::Reserved);
+        for (known, reserved) in [(end.0 - 8, 65528), (end.0, 65536), (1 << 40, 65536)] {
+            assert_eq!(Fill::of_replica(&header, Lsn(known)), Fill::ReservedTo(reserved));
+        }
     }
 
     #[test]

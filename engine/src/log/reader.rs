@@ -129,30 +129,33 @@ impl Reading {
     /// [`LogError::Damage`] when no frame stands at a place where one must, or one has rotted;
     /// [`LogError::Io`] when the disk cannot read a page of it.
     pub fn whole_frames(&self, limit: Lsn, bytes_max: usize) -> Result<Option<FrameRun>, LogError> {
-        let (from, bytes) = (self.from, self.map.bytes());
+        let from = self.from;
         if from >= limit {
             return Ok(None);
         }
-        let offset = from.since(self.base) as usize;
-        let ahead = (bytes.len() - offset).min(bytes_max).min(limit.since(from) as usize);
-        self.bring_in(from, ahead)?;
+        let left = self.map.bytes().len() - from.since(self.base) as usize;
+        let mut bytes = self.bring_in(left.min(bytes_max).min(limit.since(from) as usize))?;
         let (mut next, mut end, mut frames, mut mark) = (from, from, 0, false);
         // Behind a segment's end the next frame is elsewhere.
-        while !mark && next == end && end < limit && (end.since(self.base) as usize) < bytes.len() {
-            if end.since(from) as usize + FRAME_HEADER_BYTES > ahead {
-                self.bring_in(end, FRAME_HEADER_BYTES)?;
+        while !mark && next == end && end < limit && (end.since(from) as usize) < left {
+            let at = end.since(from) as usize;
+            if at + FRAME_HEADER_BYTES > bytes.len() {
+                if frames > 0 {
+                    break;
+                }
+                bytes = self.bring_in(left.min(FRAME_HEADER_BYTES))?;
             }
-            let header = self.parse(end)?;
+            let header = self.parse(&bytes[at..], end, left - at)?;
             let after = header.end();
             let over = after.since(from) as usize > bytes_max && frames > 0;
             if after > limit || over {
                 break;
             }
-            if after.since(from) as usize > ahead {
+            if after.since(from) as usize > bytes.len() {
                 // A first frame larger than asked for.
-                self.bring_in(end, header.frame_bytes())?;
+                bytes = self.bring_in(header.frame_bytes())?;
             }
-            let body = self.body(&header);
+            let body = &bytes[at + FRAME_HEADER_BYTES..][..header.stored_len as usize];
             header.check_body(body).map_err(|error| damage(self.base, end, &error))?;
             next = after;
             if header.kind() == Some(FrameKind::SegmentEnd) {
@@ -166,7 +169,7 @@ impl Reading {
         if frames == 0 {
             return Ok(None);
         }
-        let bytes = MapRange::share(self.map.clone(), offset, end.since(from) as usize);
+        bytes.truncate(end.since(from) as usize);
         Ok(Some(FrameRun { bytes, frames, next, mark }))
     }
 
@@ -176,40 +179,40 @@ impl Reading {
     /// # Errors
     /// [`LogError::Io`] when the disk cannot read its page.
     pub fn chain_previous(&self) -> Result<Option<u64>, LogError> {
-        self.bring_in(self.from, FRAME_HEADER_BYTES)?;
-        Ok(self.parse(self.from).ok().map(|header| header.chain_previous))
+        let left = self.map.bytes().len() - self.from.since(self.base) as usize;
+        let head = self.bring_in(left.min(FRAME_HEADER_BYTES))?;
+        Ok(self.parse(&head, self.from, left).ok().map(|header| header.chain_previous))
     }
 
-    /// Has the pages of a range read before anything touches them: one that the disk cannot read
-    /// is an error here, and SIGBUS, the end of the process, there.
-    fn bring_in(&self, lsn: Lsn, len: usize) -> Result<(), LogError> {
-        self.map.populate(lsn.since(self.base) as usize, len).map_err(|source| LogError::Io {
-            doing: "read",
-            file: segment_file_name(self.base),
-            source,
-        })
+    /// So many bytes from where this reads, brought into memory before anything touches them: what
+    /// the disk cannot read is an error here, and SIGBUS, the end of the process, there.
+    fn bring_in(&self, len: usize) -> Result<Bytes, LogError> {
+        let offset = self.from.since(self.base) as usize;
+        let read = || {
+            if let Some(copy) = self.map.read_cold(offset, len)? {
+                return Ok(copy);
+            }
+            self.map.populate(offset, len)?;
+            Ok(MapRange::share(self.map.clone(), offset, len))
+        };
+        let file = segment_file_name(self.base);
+        read().map_err(|source| LogError::Io { doing: "read", file, source })
     }
 
-    fn parse(&self, lsn: Lsn) -> Result<FrameHeader, LogError> {
-        let rest = self.map.bytes().get(lsn.since(self.base) as usize..).unwrap_or(&[]);
-        let head = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
+    /// The header of the frame at `lsn`, whose segment goes on for `left` bytes from there.
+    fn parse(&self, bytes: &[u8], lsn: Lsn, left: usize) -> Result<FrameHeader, LogError> {
+        let head = &bytes[..bytes.len().min(FRAME_HEADER_BYTES)];
         let parsed = FrameHeader::parse(head, self.seed, self.body_max);
         let placed = parsed.and_then(|header| {
             if header.lsn != lsn {
                 return Err(FrameError::Lsn { found: header.lsn, expected: lsn });
             }
-            if header.frame_bytes() > rest.len() {
+            if header.frame_bytes() > left {
                 return Err(FrameError::Field("stored_len"));
             }
             Ok(header)
         });
         placed.map_err(|error| damage(self.base, lsn, &error))
-    }
-
-    /// The body of a frame whose header [`Reading::parse`] has taken.
-    fn body(&self, header: &FrameHeader) -> &[u8] {
-        let start = header.lsn.since(self.base) as usize + FRAME_HEADER_BYTES;
-        &self.map.bytes()[start..start + header.stored_len as usize]
     }
 }
 

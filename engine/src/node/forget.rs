@@ -26,6 +26,7 @@ const STEP_BYTES: u64 = 8 << 20;
 pub async fn run<E: Edge>(node: Rc<Node<E>>) {
     let mut forgotten = node.needed_from();
     while pause(&node, PERIOD).await {
+        node.disk.tidy();
         let needed = node.needed_from();
         // What has been retired is gone with its pages.
         forgotten = node.segments.maps.borrow().oldest().map_or(forgotten, |at| forgotten.max(at));

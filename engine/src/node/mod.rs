@@ -41,6 +41,7 @@ pub mod join;
 pub mod latency;
 pub mod lent;
 pub mod listen;
+mod load;
 pub mod open;
 pub mod outbox;
 pub mod pending;

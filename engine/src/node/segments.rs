@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rowship_proto::Lsn;
 use rowship_proto::sim::{Mark, mark};
@@ -19,6 +21,8 @@ pub struct Segments<E: Edge> {
     files: RefCell<BTreeMap<Lsn, OpenSegment<E>>>,
     /// Segments that exist but could not be prepared lately, with the reason: a full disk.
     pub failure: RefCell<Option<String>>,
+    /// How far writes have come, for those who prepare the segment after it.
+    pub reached: Arc<AtomicU64>,
     /// Held while segment files are made or go: a cut must not take away what is being opened.
     pub changing: tokio::sync::Mutex<()>,
 }
@@ -36,6 +40,7 @@ impl<E: Edge> Segments<E> {
             maps: RefCell::new(maps),
             files: RefCell::new(BTreeMap::new()),
             failure: RefCell::new(None),
+            reached: Arc::default(),
             changing: tokio::sync::Mutex::new(()),
         }
     }
@@ -105,9 +110,10 @@ impl<E: Edge> Segments<E> {
         Ok(())
     }
 
-    /// The file that holds `lsn`, and the base of its segment.
+    /// The file that holds `lsn`, where the next write begins, and the base of its segment.
     #[must_use]
     pub fn file_for(&self, lsn: Lsn) -> Option<(Lsn, E::File)> {
+        self.reached.store(lsn.0, Ordering::Relaxed);
         let files = self.files.borrow();
         let (base, open) = files.range(..=lsn).next_back()?;
         (lsn.since(*base) < open.bytes).then(|| (*base, open.file.clone()))

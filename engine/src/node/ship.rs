@@ -18,7 +18,7 @@ use rowship_proto::{Lsn, Nanos};
 use zerocopy::FromBytes;
 
 use super::latency::Stages;
-use super::lent::Loan;
+use super::load::{Ahead, Load};
 use super::state::{Link, Node, PrimaryRole, count};
 use super::supervise::spawn;
 use super::tip::Run;
@@ -287,6 +287,7 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
         shipped = run.ok().flatten().map_or(shipped, |run| run.next);
     }
     let mut told = Told { committed: Lsn::ZERO, wants_durable: false, noticed: None };
+    let mut ahead = Ahead::default();
     let heartbeat = Duration::from_millis(node.settings.cluster.heartbeat_ms);
     loop {
         let step = {
@@ -309,32 +310,21 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
                 continue;
             }
             Next::Notice => {
-                told = Told::now(&node);
-                let notice = Notice {
-                    committed: told.committed,
-                    appended: node.appended.get(),
-                    wall_ns: node.edge.wall_ns(),
-                    flags: if told.wants_durable { NOTICE_WANTS_DURABLE } else { 0 },
-                };
+                let (now, notice) = Told::now(&node);
+                told = now;
                 link.stream.write_all(Message::Notice(notice).encode().into()).await
             }
             Next::Frames(runs) => {
                 let load = Load::lent(&node, runs);
                 ship(&node, &link, &name, &mut shipped, &mut told, load).await
             }
-            Next::FromMaps => match from_maps(&node, shipped).await {
-                Ok(load) => ship(&node, &link, &name, &mut shipped, &mut told, load).await,
-                Err(error) => {
-                    let text = format!("cannot ship to '{name}' from LSN {shipped}: {error}");
-                    // Once, not each time that the replica asks again.
-                    if !node.events.borrow().contains(&text) {
-                        node.event(text.clone());
-                    }
-                    let refusal = refuse(RefuseCode::Damaged, format!("the primary {text}"));
-                    // The replica may be gone already; the event stands.
-                    let _ = link.stream.write_all(Message::Refuse(refusal).encode().into()).await;
-                    return link.stream.shutdown();
+            Next::FromMaps => match ahead.take(&node, shipped).await {
+                Ok(load) => {
+                    let next = load.to;
+                    let sent = ship(&node, &link, &name, &mut shipped, &mut told, load);
+                    tokio::join!(sent, ahead.read(&node, next)).0
                 }
+                Err(error) => return refuse_damaged(&node, &link, &name, shipped, &error).await,
             },
         };
         if let Err(error) = sent {
@@ -353,10 +343,16 @@ struct Told {
 }
 
 impl Told {
-    fn now<E: Edge>(node: &Node<E>) -> Told {
+    fn now<E: Edge>(node: &Node<E>) -> (Told, Notice) {
         let wants_durable = node.primary().is_some_and(|primary| node.wants_durable(primary));
         let (committed, noticed) = (node.committed.get(), Some(node.edge.now()));
-        Told { committed, wants_durable, noticed }
+        let notice = Notice {
+            committed,
+            appended: node.appended.get(),
+            wall_ns: node.edge.wall_ns(),
+            flags: if wants_durable { NOTICE_WANTS_DURABLE } else { 0 },
+        };
+        (Told { committed, wants_durable, noticed }, notice)
     }
 }
 
@@ -424,46 +420,23 @@ async fn ship<E: Edge>(
     Ok(())
 }
 
-/// Frames to send.
-struct Load {
-    parts: Vec<Bytes>,
-    /// Where the frame behind them starts.
-    to: Lsn,
-    /// What the last of them says is committed.
-    committed: Lsn,
-    /// Buffers of the pool among them.
-    loans: Vec<Loan>,
-}
-
-impl Load {
-    fn lent<E: Edge>(node: &Node<E>, runs: Vec<Run>) -> Load {
-        let lent = &node.primary().expect("only primaries ship").lent;
-        let last = runs.last().expect("never empty");
-        let committed = last_committed(&last.bytes).unwrap_or_default();
-        let (parts, loans): (_, Vec<_>) = runs.iter().map(|run| lent.lend(run)).unzip();
-        Load { to: last.next, committed, parts, loans: loans.into_iter().flatten().collect() }
+/// The log here cannot be read: the replica is told why its link ends.
+async fn refuse_damaged<E: Edge>(
+    node: &Node<E>,
+    link: &Link<E>,
+    name: &str,
+    from: Lsn,
+    error: &LogError,
+) {
+    let text = format!("cannot ship to '{name}' from LSN {from}: {error}");
+    // Once, not each time that the replica asks again.
+    if !node.events.borrow().contains(&text) {
+        node.event(text.clone());
     }
-}
-
-/// `committed` in the only frame of a primary's run.
-fn last_committed(run: &[u8]) -> Option<Lsn> {
-    let (header, _) = FrameHeader::read_from_prefix(run).ok()?;
-    Some(header.committed)
-}
-
-/// Durable frames behind the tip, checked: what has rotted here must not look like the network's
-/// fault over there.
-async fn from_maps<E: Edge>(node: &Node<E>, from: Lsn) -> Result<Load, LogError> {
-    mark(Mark::ShippedFromMaps);
-    let (range, bytes_max) = ((from, node.durable.get()), node.settings.node.transfer_bytes);
-    match node.segments.read(&node.disk, &node.reader, range, bytes_max).await? {
-        // What its frames say is old: a notice follows where it matters.
-        Some(run) => {
-            let (parts, loans) = (vec![run.bytes], Vec::new());
-            Ok(Load { parts, to: run.next, committed: Lsn::ZERO, loans })
-        }
-        None => Err(LogError::NotHeld { lsn: from }),
-    }
+    let refusal = refuse(RefuseCode::Damaged, format!("the primary {text}"));
+    // The replica may be gone already; the event stands.
+    let _ = link.stream.write_all(Message::Refuse(refusal).encode().into()).await;
+    link.stream.shutdown();
 }
 
 impl<E: Edge> Node<E> {

@@ -56,10 +56,14 @@ impl Run {
     }
 }
 
+/// A backlog comes in runs of megabytes; those who do not keep up with it read it from the disk
+/// soon.
+const BYTES_MAX: u64 = 4 << 20;
+
 /// The newest runs, oldest first, without gaps. What is not durable yet is always here.
 ///
-/// Limit: `runs_max` durable runs; not yet durable ones are bounded by the frame pool on a primary
-/// and by the write queue on a replica.
+/// Limit: `runs_max` durable runs, back to [`BYTES_MAX`] before the end; not yet durable ones are
+/// bounded by the frame pool on a primary and by the write queue on a replica.
 #[derive(Debug)]
 pub struct Tip {
     runs: VecDeque<Run>,
@@ -87,7 +91,11 @@ impl Tip {
 
     /// Drops durable runs, oldest first, until at most `keep` runs are left.
     pub fn trim(&mut self, durable: Lsn, keep: usize) {
-        while self.runs.len() > keep && self.runs.front().is_some_and(|run| run.next <= durable) {
+        while let Some(run) = self.runs.front() {
+            let over = self.runs.len() > keep || self.end.since(run.start) > BYTES_MAX;
+            if run.next > durable || !over {
+                break;
+            }
             self.runs.pop_front();
         }
     }
@@ -143,6 +151,20 @@ mod tests {
     fn run(start: u64, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; 8]);
         Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
+    }
+
+    #[test]
+    fn large_runs_are_kept_only_near_the_end() {
+        let mut tip = Tip::new(Lsn(0), 9);
+        for at in 0..9 {
+            let start = at << 20;
+            tip.push(run(start, start + (1 << 20)), Lsn(start));
+        }
+        assert_eq!(tip.len(), 4);
+        tip.push(run(9 << 20, 30 << 20), Lsn(0));
+        assert_eq!(tip.len(), 5, "not durable");
+        tip.trim(Lsn(30 << 20), 9);
+        assert!(tip.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Periodic work on the ring thread: segments ahead, checkpoints, table maintenance, silent links.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rowship_proto::Lsn;
@@ -26,8 +27,8 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
         let Some(header) = header.await else { return };
         let (worker, fill) = (&node.preparation, fill(&node, &header));
         // Half of the segment before it is time enough to do it gently.
-        let (applied, half) = (node.applied.clone(), header.segment_bytes / 2);
-        let hurry = move || header.base.since(applied.visible()) < half;
+        let (reached, half) = (node.segments.reached.clone(), header.segment_bytes / 2);
+        let hurry = move || header.base.since(Lsn(reached.load(Ordering::Relaxed))) < half;
         let segments = &node.segments;
         let ensured = segments.ensure(&node.edge, &node.disk, worker, (header, fill), hurry).await;
         match ensured {

@@ -7,8 +7,9 @@ pub const LONG_FILES: &[(&str, &str)] =
 /// Files that may hold `unsafe`: (path, what for).
 pub const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/edge/ring.rs", "memory that the kernel uses while an operation is under way"),
-    ("engine/src/edge/uring.rs", "what each operation on sockets and files points to"),
-    ("engine/src/edge/disk.rs", "memory maps of segments"),
+    ("engine/src/edge/uring.rs", "what each operation on sockets points to"),
+    ("engine/src/edge/uring/file.rs", "what each operation on a segment's file points to"),
+    ("engine/src/edge/disk/map.rs", "memory maps of segments, and what of them is in memory"),
     ("loom-tests/src/row.rs", "memory whose accesses loom checks, for the models"),
 ];
 

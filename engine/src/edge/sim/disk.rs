@@ -359,11 +359,6 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
-    fn create_reserved(&self, name: &str, bytes: u64) -> io::Result<()> {
-        // Read, and after a power loss, reserved blocks are zeroes as well.
-        self.create_zeroed(name, bytes)
-    }
-
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.open()?;
         let fails = state.power_fails_now()?;
