@@ -342,22 +342,25 @@ pub const GOALS: &[Goal] = &[
         bound: Bound::AtMost(1.5),
     },
     Goal {
-        work: "memory of the primary with a dead replica's backlog",
-        goal: "flat: at most 1.1 x of that after as many rows without a backlog",
-        figure: Name { scenario: "footprint", pattern: "primary, dead replica, backlog*: private" },
+        work: "most memory of the primary during a dead replica's backlog",
+        goal: "flat: at most 1.1 x of that during as many rows without a backlog",
+        figure: Name { scenario: "footprint", pattern: "primary, dead replica, *, most: private" },
         base: Base::Figure(Name {
             scenario: "footprint",
-            pattern: "primary, after as many rows: private",
+            pattern: "primary, most during as many rows: private",
         }),
         bound: Bound::AtMost(1.1),
     },
     Goal {
-        work: "memory of a replica that caught up",
-        goal: "flat: at most 1.1 x of that after as many rows without a backlog",
-        figure: Name { scenario: "footprint", pattern: "replica, after catching up: private" },
+        work: "most memory of a replica that catches up",
+        goal: "flat: at most 1.1 x of that during as many rows without a backlog",
+        figure: Name {
+            scenario: "footprint",
+            pattern: "replica, most during catching up: private",
+        },
         base: Base::Figure(Name {
             scenario: "footprint",
-            pattern: "replica, after as many rows: private",
+            pattern: "replica, most during as many rows: private",
         }),
         bound: Bound::AtMost(1.1),
     },

@@ -78,15 +78,16 @@ fn all() -> Vec<Kept> {
         }
         let each = "CPU of each replica from the second to number 4 against the first";
         put("fanout", &format!("{} rows/s, {each}", 5_000 * rows), "x", 0.5, false);
-        let name = format!("primary, dead replica, backlog of {rows} rows/transaction: private");
+        let name =
+            format!("primary, dead replica, backlog of {rows} rows/transaction, most: private");
         put("footprint", &name, "MiB", 100.0, false);
     }
     put("lag", "5000 rows/s: visible p99.9", "ms", 2.0, true);
     put("lag", "50000 rows/s: visible p99", "ms", 2.0, true);
     put("lag", "50000 rows/s: visible p99.9", "ms", 9.0, true);
-    put("footprint", "primary, after as many rows: private", "MiB", 99.0, false);
-    put("footprint", "replica, after as many rows: private", "MiB", 99.0, false);
-    put("footprint", "replica, after catching up: private", "MiB", 99.0, false);
+    put("footprint", "primary, most during as many rows: private", "MiB", 99.0, false);
+    put("footprint", "replica, most during as many rows: private", "MiB", 99.0, false);
+    put("footprint", "replica, most during catching up: private", "MiB", 99.0, false);
     put("soak", "1800 s, primary: growth of memory", "x", 1.01, false);
     put("soak", "1800 s, replica 1: growth of memory", "x", 1.02, false);
     put("growth", "1 M rows of log: cost per row", "us", 1.0, false);

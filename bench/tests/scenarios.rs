@@ -237,10 +237,13 @@ fn footprint_gives_memory_and_bytes_per_row() {
     for node in ["primary", "replica"] {
         positive(&figures, &format!("{node}, idle, empty: private"));
         positive(&figures, &format!("{node}, after as many rows: private"));
+        positive(&figures, &format!("{node}, most during as many rows: private"));
         positive(&figures, &format!("{node}, after catching up: private"));
         positive(&figures, &format!("{node}, after catching up: resident"));
     }
     positive(&figures, "primary, dead replica, backlog of 100 rows/transaction: private");
+    positive(&figures, "primary, dead replica, backlog of 100 rows/transaction, most: private");
+    positive(&figures, "replica, most during catching up: private");
     let log = positive(&figures, "log per row, 8 clients x 100 rows");
     assert!(log > 128.0, "{log} bytes of log for a row of 128");
     positive(&figures, "wire to a replica per row, 8 clients x 100 rows");

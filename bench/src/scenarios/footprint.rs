@@ -1,6 +1,10 @@
 //! Scenario `footprint`: memory of primary and replica, idle, loaded, and with a replica that is
 //! gone; and bytes of log and of wire per row.
 
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
@@ -17,6 +21,8 @@ use crate::system::System;
 const SCENARIO: &str = "footprint";
 const CLIENTS: usize = 8;
 const ROWS: [usize; 2] = [1, 100];
+/// Between two looks at how much memory there is.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of a key on the wire to the primary, as rows have them there and in the log.
 const KEY_BYTES: usize = 8;
 
@@ -106,21 +112,54 @@ async fn one_round(plan: &Common, options: &Plan, found: &mut Found) -> Result<(
     }
     both(&cluster, "after the load", found)?;
     // The same rows twice, with the replica and without: tables fill up to their bound either way.
-    for rows in ROWS {
-        backlog(plan, options, &cluster, rows).await?;
-    }
-    cluster.wait_until_streaming().await?;
+    let as_many = async {
+        for rows in ROWS {
+            backlog(plan, options, &cluster, rows).await?;
+        }
+        cluster.wait_until_streaming().await
+    };
+    let pids = [cluster.primary.pid(), cluster.replica(0)?.pid()];
+    let most = most_private_mib(as_many, &pids).await?;
+    found.push("primary, most during as many rows: private", "MiB", most[0]);
+    found.push("replica, most during as many rows: private", "MiB", most[1]);
     both(&cluster, "after as many rows", found)?;
     cluster.detach().await?;
     for rows in ROWS {
-        backlog(plan, options, &cluster, rows).await?;
+        let work = backlog(plan, options, &cluster, rows);
+        let most = most_private_mib(work, &pids[..1]).await?;
         let name = format!("primary, dead replica, backlog of {rows} rows/transaction");
+        found.push(&format!("{name}, most: private"), "MiB", most[0]);
         found.memory(&name, cluster.primary.pid())?;
     }
     cluster.attach().await?;
-    cluster.wait_until_streaming().await?;
+    let pids = [cluster.replica(0)?.pid()];
+    let most = most_private_mib(cluster.wait_until_streaming(), &pids).await?;
+    found.push("replica, most during catching up: private", "MiB", most[0]);
     both(&cluster, "after catching up", found)?;
     cluster.stop().await
+}
+
+/// The most private memory that each process has while `work` goes on. At a single moment it says
+/// more about how full memtables happen to be.
+async fn most_private_mib(
+    work: impl Future<Output = Result<()>>,
+    pids: &[u32],
+) -> Result<Vec<f64>> {
+    let mut work = pin!(work);
+    let mut most = vec![0.0f64; pids.len()];
+    loop {
+        let done = tokio::select! {
+            biased;
+            done = &mut work => Some(done),
+            () = tokio::time::sleep(LOOK_PAUSE) => None,
+        };
+        for (most, pid) in most.iter_mut().zip(pids) {
+            *most = most.max(private_mib(*pid)?);
+        }
+        if let Some(done) = done {
+            return done.map(|()| most);
+        }
+    }
 }
 
 async fn backlog(plan: &Common, options: &Plan, cluster: &Cluster, rows: usize) -> Result<()> {
