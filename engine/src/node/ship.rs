@@ -315,6 +315,8 @@ async fn send<E: Edge>(node: Rc<Node<E>>, link: Rc<Link<E>>, name: String) {
                 link.stream.write_all(Message::Notice(notice).encode().into()).await
             }
             Next::Frames(runs) => {
+                // It would keep a segment's map for as long as the link lives.
+                ahead = Ahead::default();
                 let load = Load::lent(&node, runs);
                 ship(&node, &link, &name, &mut shipped, &mut told, load).await
             }

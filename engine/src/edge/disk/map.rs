@@ -100,7 +100,7 @@ impl Map for FileMap {
         let start = offset / PAGE_BYTES * PAGE_BYTES;
         let whole = end.next_multiple_of(PAGE_BYTES);
         let Some(cold) = &self.cold else { return Ok(None) };
-        if len < COLD_BYTES_MIN || whole > self.map.len() || !self.is_cold(start, whole - start)? {
+        if len < COLD_BYTES_MIN || whole > self.map.len() || !self.is_cold(start, whole - start) {
             return Ok(None);
         }
         let Some(file) = cold.open() else { return Ok(None) };
@@ -123,18 +123,16 @@ impl Map for FileMap {
 }
 
 impl FileMap {
-    /// Whether at least half of these whole pages are not in the system's memory.
-    fn is_cold(&self, offset: usize, len: usize) -> io::Result<bool> {
+    /// Whether at least half of these whole pages are not in the system's memory. A system that
+    /// does not tell says that all are.
+    fn is_cold(&self, offset: usize, len: usize) -> bool {
         let mut there = vec![0_u8; len.div_ceil(rustix::param::page_size())];
         // SAFETY: the range lies in the map, and the vector has a byte for each of its pages.
         let failed = unsafe {
             libc::mincore(self.map[offset..].as_ptr().cast_mut().cast(), len, there.as_mut_ptr())
         };
-        if failed != 0 {
-            return Err(io::Error::last_os_error());
-        }
         let cold = there.iter().filter(|page| *page & 1 == 0).count();
-        Ok(cold * 2 >= there.len())
+        failed == 0 && cold * 2 >= there.len()
     }
 }
 
