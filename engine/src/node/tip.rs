@@ -62,7 +62,7 @@ const BYTES_MAX: u64 = 4 << 20;
 
 /// The newest runs, oldest first, without gaps. What is not durable yet is always here.
 ///
-/// Limit: `runs_max` durable runs, back to [`BYTES_MAX`] before the end; not yet durable ones are
+/// Limit: `runs_max` durable runs, back to 4 MiB before the end; not yet durable ones are
 /// bounded by the frame pool on a primary and by the write queue on a replica.
 #[derive(Debug)]
 pub struct Tip {
