@@ -104,25 +104,6 @@ impl FileDisk {
         self.inner.directory.sync_all()
     }
 
-    fn create(
-        &self,
-        name: &str,
-        bytes: u64,
-        reserved_bytes: u64,
-        hurry: &dyn Fn() -> bool,
-    ) -> io::Result<()> {
-        let path = self.full_path(name);
-        // A leftover is unlinked, never truncated: someone may still have it mapped.
-        remove_if_there(&path)?;
-        if let Err(error) = self.fill_new_file(&path, bytes, reserved_bytes, hurry) {
-            // The error that matters is the first one; what cannot be removed now is replaced
-            // by the next try.
-            let _ = remove_if_there(&path);
-            return Err(error);
-        }
-        self.sync_directory()
-    }
-
     fn fill_new_file(
         &self,
         path: &Path,
@@ -195,7 +176,7 @@ impl Disk for FileDisk {
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<()> {
-        self.create(name, bytes, 0, &|| true)
+        self.create_ahead(name, bytes, 0, &|| true)
     }
 
     fn create_ahead(
@@ -205,7 +186,16 @@ impl Disk for FileDisk {
         reserved_bytes: u64,
         hurry: &dyn Fn() -> bool,
     ) -> io::Result<()> {
-        self.create(name, bytes, reserved_bytes, hurry)
+        let path = self.full_path(name);
+        // A leftover is unlinked, never truncated: someone may still have it mapped.
+        remove_if_there(&path)?;
+        if let Err(error) = self.fill_new_file(&path, bytes, reserved_bytes, hurry) {
+            // The error that matters is the first one; what cannot be removed now is replaced
+            // by the next try.
+            let _ = remove_if_there(&path);
+            return Err(error);
+        }
+        self.sync_directory()
     }
 
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {

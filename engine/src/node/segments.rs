@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use rowship_proto::Lsn;
 use rowship_proto::sim::{Mark, mark};
@@ -110,10 +110,9 @@ impl<E: Edge> Segments<E> {
         Ok(())
     }
 
-    /// The file that holds `lsn`, where the next write begins, and the base of its segment.
+    /// The file that holds `lsn`, and the base of its segment.
     #[must_use]
     pub fn file_for(&self, lsn: Lsn) -> Option<(Lsn, E::File)> {
-        self.reached.store(lsn.0, Ordering::Relaxed);
         let files = self.files.borrow();
         let (base, open) = files.range(..=lsn).next_back()?;
         (lsn.since(*base) < open.bytes).then(|| (*base, open.file.clone()))

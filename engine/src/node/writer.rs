@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -190,6 +191,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
 
 async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Result<(), NodeError> {
     let start = batch[0].start;
+    node.segments.reached.store(start.0, Ordering::Relaxed);
     let Some((base, file)) = node.segments.file_for(start) else {
         return Err(NodeError::internal(&format!("no segment is open for LSN {start}")));
     };
