@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::limits::Limit;
-use super::{Common, log_position};
+use super::{Common, bring_into_page_cache, log_position};
 use crate::figure::Figure;
 use crate::load::{self, Input};
 use crate::node::{Cluster, Layout, Node, binary};
@@ -126,19 +126,8 @@ async fn one_start(plan: &Common, megabytes: u64, keys: u64, ended: Ended) -> Re
     if ended == Ended::TableLost {
         std::fs::remove_dir_all(scratch.path().join("primary/table"))?;
     }
-    read_log(&scratch.path().join("primary"))?;
+    bring_into_page_cache(&scratch.path().join("primary"))?;
     start(scratch.path(), &layout).await
-}
-
-/// Brings the log into the page cache: a node does not keep there what nobody reads.
-fn read_log(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
-        }
-    }
-    Ok(())
 }
 
 async fn end(cluster: Cluster, ended: Ended) -> Result<()> {

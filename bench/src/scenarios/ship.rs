@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::spawn_local;
 
 use super::limits::Limit;
-use super::{Common, log_position, replica_row};
+use super::{Common, bring_into_page_cache, log_position, replica_row};
 use crate::figure::Figure;
 use crate::load::{self, Input};
 use crate::node::{Node, binary};
@@ -276,7 +276,10 @@ async fn warm(plan: &Common, options: &Plan, rows: usize, sink: &Sink) -> Result
         for round in 0..plan.rounds {
             sink.progress(format!("{count} replicas, page cache, round {}", round + 1));
             limit.measure()?;
+            bring_into_page_cache(&scratch.path().join("primary"))?;
             let shipped = primary.ship(&names(count, &format!("r{round}-{count}"))).await?;
+            let read = shipped.read;
+            ensure!(read < bytes / 10, "the file was cold: {read} of {bytes} bytes were read");
             rounds.add(bytes, count, &shipped);
         }
         put(plan, sink, (bytes, rows, count, false), rounds, &limit)?;
