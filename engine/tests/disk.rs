@@ -177,6 +177,9 @@ fn damage_in_what_is_shipped_is_found_before_it_is_sent() {
     let mut primary = Node::primary(scratch.path(), "primary", &[]);
     primary.start();
     set_rows(&primary, 0..700, value);
+    // Its tip would serve a replica from memory.
+    primary.stop();
+    primary.start();
     let frames = frames(&primary.directory);
     let frame = frames.iter().find(|frame| frame.kind == "rows" && frame.base == 65536).unwrap();
     for at in [4, 150] {

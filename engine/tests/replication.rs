@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -176,59 +176,34 @@ fn in_memory(path: &Path) -> Option<u64> {
 }
 
 #[test]
-fn pages_of_the_log_go_when_nobody_needs_them_and_stay_for_a_replica_that_is_away() {
+fn a_log_does_not_fill_the_systems_memory() {
     let scratch = tempfile::tempdir().unwrap();
-    const SEGMENT: u64 = 32 << 20;
-    let flags = ["--segment-bytes=32MiB", "--memtable-bytes=64MiB"];
+    let flags = ["--segment-bytes=64MiB", "--memtable-bytes=64MiB"];
     let (primary, mut replica) = support::pair(&scratch, &flags);
     let value = |row: u64| format!("{row:0>4000}");
-    // Three segments, and a quarter of the next.
-    let rows = 25_000;
-    support::set_rows(&primary, 0..rows, value);
+    // More than a segment, as it is written.
+    support::set_rows(&primary, 0..20_000, value);
     replica.catch_up_with(&primary);
-    let segment =
-        |node: &Node, number: usize| in_memory(&support::segments(&node.directory)[number].1);
-    if segment(&primary, 0).is_none() {
-        println!("SKIPPED: no fincore, or files are memory here");
-        return;
-    }
-    for node in [&primary, &replica] {
-        node.until("the first segment's pages go", |_| segment(node, 0) == Some(0));
-    }
-    // A replica that is behind does not keep what it writes.
-    assert_eq!(segment(&primary, 3), Some(SEGMENT), "what is just written stays");
+    // And as a backlog, read by the primary and written by the replica, after two restarts.
     replica.kill();
-    support::set_rows(&primary, 0..rows, value);
-    // Most of what was written before these would have gone since; the replica lacks nearly all.
-    assert_eq!(segment(&primary, 4), Some(SEGMENT), "a replica that is away needs it");
+    support::set_rows(&primary, 0..20_000, value);
     replica.start();
     replica.catch_up_with(&primary);
-    primary.until("and no longer needs it", |_| segment(&primary, 4) == Some(0));
-
-    // A spare lost its pages when it was a segment: each small write would read one first.
-    let to = (u64::MAX / 4).to_string();
-    let (code, _, said) =
-        support::rowship(&["log", "retire", "--at", &primary.address(), "--to", &to]);
-    assert_eq!(code, 0, "{said}");
-    let files = std::fs::read_dir(&primary.directory).unwrap().map(|file| file.unwrap().path());
-    // There may be several: the first by name is taken first.
-    let spare = files
-        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-"))
-        .min();
-    let spare = spare.expect("a retired segment is kept");
-    let inode = std::fs::metadata(&spare).unwrap().ino();
-    assert_eq!(in_memory(&spare), Some(0));
-    // More than a segment: the one behind the next is prepared.
-    support::set_rows(&primary, 0..9_000, value);
-    primary.until("the spare is taken, and in memory", |_| {
-        let mut segments = support::segments(&primary.directory).into_iter();
-        let taken = segments.find(|(_, path)| std::fs::metadata(path).unwrap().ino() == inode);
-        taken.is_some_and(|(_, path)| in_memory(&path) == Some(SEGMENT))
-    });
+    for node in [&primary, &replica] {
+        let segments = support::segments(&node.directory);
+        assert!(segments.len() >= 3, "{segments:?}");
+        let kept = segments.iter().map(|(_, path)| in_memory(path)).collect::<Option<Vec<u64>>>();
+        let Some(kept) = kept else {
+            println!("SKIPPED: no fincore, or files are memory here");
+            return;
+        };
+        // What recovery writes once more, since the last checkpoint, goes through it.
+        assert!(kept.iter().sum::<u64>() < 48 << 20, "{}: {kept:?}", node.name);
+    }
 }
 
 #[test]
-fn a_backlog_is_written_past_the_systems_memory_and_is_the_primarys_log_byte_for_byte() {
+fn a_backlog_is_the_primarys_log_byte_for_byte() {
     let scratch = tempfile::tempdir().unwrap();
     let mut primary = Node::primary(scratch.path(), "primary", &[]);
     primary.start();
@@ -242,8 +217,6 @@ fn a_backlog_is_written_past_the_systems_memory_and_is_the_primarys_log_byte_for
     replica.kill();
     replica.start();
     replica.catch_up_with(&primary);
-    let status = replica.status();
-    assert!(status["counters"]["log_bytes_uncached"].as_u64().unwrap() > 1 << 20, "{status}");
     assert_rows(&replica, 0..3_500, value);
     // At the tip again, in the page that the backlog ended in.
     set_rows(&primary, 200..300, |row| format!("small {row}"));

@@ -61,8 +61,6 @@ named! {
         SegmentRecycled = "segment-recycled",
         /// A segment that will be filled from a backlog was only reserved.
         SegmentReserved = "segment-reserved",
-        /// A large write of a backlog went past the system's memory.
-        CacheBypassed = "cache-bypassed",
         /// A reign began where a roll was unfinished.
         OpeningRepeated = "opening-repeated",
         /// A torn tail was cut at recovery.

@@ -36,15 +36,24 @@ pub fn run(args: &ServeArgs) -> CommandResult {
             .map_err(|error| Failure::new(Exit::Internal, format!("prctl: {error}")))?;
     }
     set_up_logging(&settings.node)?;
-    // The allocator asks for huge pages, and the kernel's scanner then fills up 2 MiB areas that
-    // the allocator had given back: a step of 10 to 15 MiB, minutes after the start. They bring no
-    // speed here (ARCHITECTURE.md, "No huge pages").
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::warn!(%error, "huge pages stay on: memory may grow by what they round up");
-    }
+    only_huge_pages_that_are_asked_for();
     crate::node::run(settings)
         .map(|()| Exit::Ok)
         .map_err(|error| Failure { code: error.exit, message: error.message })
+}
+
+/// Where all memory is put into huge pages (`always`), the kernel's scanner fills up what the
+/// allocator had given back in part: steps of 10 to 15 MiB, minutes after the start, and no speed
+/// (ARCHITECTURE.md, "Huge pages for the disk only").
+fn only_huge_pages_that_are_asked_for() {
+    const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let setting = std::fs::read_to_string(SETTING).unwrap_or_default();
+    if !setting.contains("[always]") {
+        return;
+    }
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::warn!(%error, "huge pages stay on: memory may grow by what they round up");
+    }
 }
 
 fn set_up_logging(node: &NodeSettings) -> Result<(), Failure> {

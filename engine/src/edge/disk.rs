@@ -4,23 +4,26 @@
 //! cache of open files would save nothing that matters and would need a limit of its own. The
 //! write path goes through the ring and keeps its file open there.
 
+mod direct;
 mod directory;
 mod map;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::{Errno, ReadWriteFlags};
 
+use self::direct::{ReadBuffers, open_direct, read_direct};
+pub(super) use self::direct::{direct_memory, is_not_direct};
 pub use self::directory::{DataDirectory, DirectoryError};
-use self::map::ReadBuffers;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use self::map::map_file;
-use super::{Disk, Map};
+use super::{DIRECT_PAGE_BYTES, Disk, Map};
 
 /// One directory of files on a real file system.
 #[derive(Clone, Debug)]
@@ -40,20 +43,20 @@ struct Inner {
 /// Mode of every file: the log holds the rows of its users.
 pub const FILE_MODE: u32 = 0o600;
 
+/// Smaller reads go through the page cache.
+const COLD_BYTES_MIN: usize = 64 << 10;
+
 /// Zeroes are written in pieces of this many bytes: large enough that the number of calls does
-/// not matter, small enough to stay in the processor's cache.
+/// not matter.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
 
-/// What is written gently is synced in pieces of this many bytes: large enough that the journal's
-/// commit for each piece does not matter.
-const GENTLE_STEP_BYTES: u64 = 4 << 20;
+/// Gently, they are written in pieces of this many bytes: one takes no longer than the writes that
+/// wait behind it.
+const GENTLE_STEP_BYTES: u64 = 256 << 10;
 /// After each piece, a pause of so many times its own time.
 const GENTLE_PAUSES: u32 = 3;
 /// And no longer, however slow the disk is at the moment: others wait for this worker.
 const GENTLE_PAUSE_MAX: Duration = Duration::from_millis(50);
-
-/// Files are brought into memory by reads of this many bytes.
-const RECALL_STEP_BYTES: usize = 1 << 20;
 
 impl FileDisk {
     /// Opens an existing directory, without its lock: reading a live node's directory is fine,
@@ -134,26 +137,51 @@ impl FileDisk {
                 Err(error) => return Err(error.into()),
             }
         }
-        // Then real zeroes: blocks that are only reserved are converted at their first write, and
-        // that costs a journal commit in each of the log's syncs.
-        let step = usize::try_from(ZERO_STEP_BYTES.min(bytes)).expect("at most 1 MiB");
-        let zeroes = vec![0; step];
-        let mut offset = if reserved { reserved_bytes.min(bytes) } else { 0 };
-        let mut began = Instant::now();
-        while offset < bytes {
-            let len = (bytes - offset).min(ZERO_STEP_BYTES);
-            file.write_all_at(&zeroes[..usize::try_from(len).expect("at most 1 MiB")], offset)?;
-            offset += len;
-            if offset % GENTLE_STEP_BYTES < ZERO_STEP_BYTES && !hurry() {
-                // Otherwise all of it waits in the page cache for the last sync, and whoever syncs
-                // a log meanwhile waits behind it.
-                file.sync_data()?;
-                std::thread::sleep((GENTLE_PAUSES * began.elapsed()).min(GENTLE_PAUSE_MAX));
-                began = Instant::now();
-            }
-        }
+        let from = if reserved { reserved_bytes.min(bytes) } else { 0 };
+        write_zeroes(&file, path, from, bytes, hurry)?;
         file.sync_all()
     }
+}
+
+/// Real zeroes, up to the file's end: blocks that are only reserved are converted at their first
+/// write, and that costs a journal commit in each of the log's syncs. They go past the page cache:
+/// nobody reads them, all of them would wait there for one sync, with the log's syncs behind it,
+/// and each page would have to be let go of again when the log is written to it directly.
+fn write_zeroes(
+    file: &File,
+    path: &Path,
+    from: u64,
+    end: u64,
+    hurry: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    let zeroes = direct_memory(ZERO_STEP_BYTES as usize)?;
+    let mut direct = open_direct(path, OpenOptions::new().write(true))?;
+    let page = DIRECT_PAGE_BYTES as u64;
+    let mut at = from / page * page;
+    while at < end {
+        let began = Instant::now();
+        let step = if hurry() { ZERO_STEP_BYTES } else { GENTLE_STEP_BYTES };
+        let rest = &zeroes[..(end - at).min(step) as usize];
+        let whole = &rest[..rest.len() / DIRECT_PAGE_BYTES * DIRECT_PAGE_BYTES];
+        let written = match &direct {
+            Some(direct) if !whole.is_empty() => direct.write_at(whole, at),
+            _ => file.write_at(rest, at),
+        };
+        match written {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => at += written as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if direct.is_some() && is_not_direct(&error) => direct = None,
+            Err(error) => return Err(error),
+        }
+        if !hurry() {
+            if direct.is_none() {
+                file.sync_data()?;
+            }
+            std::thread::sleep((GENTLE_PAUSES * began.elapsed()).min(GENTLE_PAUSE_MAX));
+        }
+    }
+    Ok(())
 }
 
 impl Disk for FileDisk {
@@ -216,22 +244,20 @@ impl Disk for FileDisk {
     }
 
     fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        File::open(self.full_path(name))?.read_exact_at(buffer, offset)
-    }
-
-    fn forget_pages(&self, name: &str, offset: u64, bytes: u64) -> io::Result<()> {
-        let file = File::open(self.full_path(name))?;
-        let bytes = std::num::NonZeroU64::new(bytes);
-        Ok(rustix::fs::fadvise(&file, offset, bytes, rustix::fs::Advice::DontNeed)?)
-    }
-
-    fn recall_pages(&self, name: &str, offset: u64) -> io::Result<()> {
-        // Asked to read a file ahead, the system brings in a few MiB of it.
-        let mut file = File::open(self.full_path(name))?;
-        file.seek(io::SeekFrom::Start(offset))?;
-        let mut piece = vec![0; RECALL_STEP_BYTES];
-        while file.read(&mut piece)? > 0 {}
-        Ok(())
+        let path = self.full_path(name);
+        let file = File::open(&path)?;
+        if buffer.len() >= COLD_BYTES_MIN
+            && is_cold(&file, offset + buffer.len() as u64 - 1)
+            && let Some(direct) = open_direct(&path, OpenOptions::new().read(true))?
+            && let Some(read) =
+                read_direct(&direct, offset, buffer.len(), &self.inner.read_buffers)?
+        {
+            buffer.copy_from_slice(&read);
+            return Ok(());
+        }
+        // Only what is asked for comes in.
+        rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
+        file.read_exact_at(buffer, offset)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -255,6 +281,15 @@ impl Disk for FileDisk {
     fn path(&self, name: &str) -> String {
         self.full_path(name).display().to_string()
     }
+}
+
+/// Whether the byte at `offset` is not in the system's memory. A system that does not tell says
+/// that it is.
+fn is_cold(file: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    let mut slices = [io::IoSliceMut::new(&mut byte)];
+    let read = rustix::io::preadv2(file, &mut slices, offset, ReadWriteFlags::NOWAIT);
+    read == Err(Errno::AGAIN)
 }
 
 fn new_file(path: &Path) -> io::Result<File> {

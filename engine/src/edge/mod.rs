@@ -104,22 +104,12 @@ pub trait RingFile: Clone + 'static {
         &self,
         parts: Vec<Bytes>,
         offset: u64,
-        caching: Caching,
     ) -> impl Future<Output = io::Result<()>>;
 }
 
-/// What writes past the cache are aligned to, in the file and in memory: at least what disks ask
-/// for. One that asks for more refuses them, and is written to through the cache.
+/// What writes past the system's page cache are aligned to, in the file and in memory: at least
+/// what disks ask for. One that asks for more refuses them, and is written to through the cache.
 pub const DIRECT_PAGE_BYTES: usize = 4096;
-
-/// Whether what is written is to stay in the system's memory. A hint: readers see the same bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caching {
-    /// Somebody will read it soon, or the write is small.
-    Keep,
-    /// Nobody will: memory for it is better spared, where the file system can.
-    Bypass,
-}
 
 /// One directory of files, for everything that is not the write path: start, preparation,
 /// reading. Calls may block, so after start they run on workers, never on the ring thread.
@@ -146,17 +136,6 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.
     fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
-    /// Lets the system use the memory in which it keeps these bytes for something else: they are
-    /// durable, and will hardly be read again. A hint: reading them stays possible.
-    fn forget_pages(&self, _name: &str, _offset: u64, _bytes: u64) -> io::Result<()> {
-        Ok(())
-    }
-    /// Brings a file into the system's memory, from `offset` to its end: its bytes will soon be
-    /// written over, and what is not there would be read for each small write. Blocks while it is
-    /// read.
-    fn recall_pages(&self, _name: &str, _offset: u64) -> io::Result<()> {
-        Ok(())
-    }
     /// Renames and syncs the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes and syncs the directory.
@@ -181,11 +160,6 @@ pub trait Map: Send + Sync + 'static {
     /// An error means that the disk cannot read it.
     fn read_cold(&self, _offset: usize, _len: usize) -> io::Result<Option<Bytes>> {
         Ok(None)
-    }
-    /// The same hint as [`Disk::forget_pages`], for pages that were read through this map: the
-    /// system keeps those for as long as it has them in a map.
-    fn forget(&self, _offset: usize, _len: usize) -> io::Result<()> {
-        Ok(())
     }
 }
 

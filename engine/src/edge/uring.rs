@@ -319,7 +319,7 @@ impl Stream for UringStream {
         if parts.len() == 1 {
             return self.write_all(parts.remove(0)).await;
         }
-        write_parts(&self.ring, &self.socket, parts, None).await
+        write_parts(&self.ring, &self.socket, parts).await
     }
 
     fn shutdown(&self) {
@@ -377,13 +377,11 @@ impl Listener for UringListener {
     }
 }
 
-/// Writes all parts, in order, in files from `offset` on. Sockets have no places: any but 0 is an
-/// error there.
+/// Writes all parts, in order.
 async fn write_parts<T: AsRawFd + 'static>(
     ring: &Rc<Ring>,
     target: &Rc<T>,
     parts: Vec<Bytes>,
-    mut offset: Option<u64>,
 ) -> io::Result<()> {
     let mut rest = parts;
     while !rest.is_empty() {
@@ -398,14 +396,12 @@ async fn write_parts<T: AsRawFd + 'static>(
             .collect();
         // A slice for writing is what the system calls an iovec: std says so.
         let descriptor = types::Fd(target.as_raw_fd());
-        let entry = opcode::Writev::new(descriptor, slices.as_ptr().cast(), length(slices.len()))
-            .offset(offset.unwrap_or(0))
-            .build();
+        let entry =
+            opcode::Writev::new(descriptor, slices.as_ptr().cast(), length(slices.len())).build();
         // SAFETY: list and bytes are on the heap, and kept until the end.
         let (written, (_, sent, _)) =
             unsafe { ring.start(entry, (target.clone(), rest, slices)) }.await;
         let written = not_nothing(written?)?;
-        offset = offset.map(|offset| offset + written as u64);
         rest = unwritten(sent, later, written);
     }
     Ok(())

@@ -120,9 +120,6 @@ pub fn prepare_ahead<D: Disk>(
         return Ok(Prepared::Created);
     }
     mark(Mark::SegmentRecycled);
-    if let Err(error) = disk.recall_pages(&name, fill.reserved_bytes()) {
-        tracing::debug!("a spare segment is not read ahead: {error}");
-    }
     Ok(Prepared::Recycled)
 }
 

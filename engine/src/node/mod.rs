@@ -33,7 +33,6 @@ pub mod dictionary;
 pub mod existence;
 pub mod feed;
 pub mod fetch;
-pub mod forget;
 pub mod greeting;
 #[cfg(feature = "sim")]
 pub mod imaged;

@@ -37,6 +37,8 @@ const JOBS_MAX: usize = 256;
 const LANE_WINDOWS_MAX: usize = 2;
 /// Runs kept in memory behind the durable position.
 const TIP_RUNS_MAX: usize = 8;
+/// And how far back the tip goes, in units of `transfer_bytes`: with defaults, 4 MiB.
+const TIP_TRANSFERS: usize = 2;
 
 /// Runs a node until it is told to stop (SIGTERM, SIGINT) or cannot go on.
 ///
@@ -248,6 +250,7 @@ fn assemble<E: Edge>(
     let end = log.map_or(Lsn::ZERO, |log| log.end);
     let body_max = usize::try_from(state.frame_body_bytes_max).unwrap_or(usize::MAX);
     let queue_bytes = usize::try_from(write_bytes_max(body_max as u64)).unwrap_or(usize::MAX);
+    let tip_bytes = TIP_TRANSFERS * settings.node.transfer_bytes;
     let tables = log.iter().flat_map(|log| &log.tables);
     let tables = tables.map(|(id, name)| (*id, Bytes::copy_from_slice(name)));
     let jobs = |name: &str| worker(&edge, name, JOBS_MAX, |job: Job| job());
@@ -258,7 +261,7 @@ fn assemble<E: Edge>(
         role,
         segments,
         writes: WriteQueue::new(queue_bytes.max(settings.node.transfer_bytes)),
-        tip: RefCell::new(Tip::new(end, TIP_RUNS_MAX)),
+        tip: RefCell::new(Tip::new(end, TIP_RUNS_MAX, tip_bytes)),
         dictionary: RefCell::new(Dictionary::from_tables(tables)),
         table: table.table,
         applied,
@@ -312,7 +315,7 @@ fn spawn_agents<E: Edge>(node: &Rc<Node<E>>, lanes: Lanes, published: Arc<Notify
     spawn(node, "checkpoint", upkeep::checkpoint(node.clone()));
     spawn(node, "flush", upkeep::maintain(node.clone()));
     spawn(node, "compaction", upkeep::compact(node.clone()));
-    spawn(node, "page cache", super::forget::run(node.clone()));
+    spawn(node, "read buffers", upkeep::tidy_reads(node.clone()));
     spawn(node, "gone clients", upkeep::gone_clients(node.clone()));
     if node.primary().is_some() {
         spawn(node, "silence", upkeep::silence(node.clone()));

@@ -257,8 +257,6 @@ pub struct Counters {
     pub log_writes: Cell<u64>,
     /// Bytes of them.
     pub log_bytes: Cell<u64>,
-    /// Of those, bytes of backlog written past the system's memory.
-    pub log_bytes_uncached: Cell<u64>,
 }
 
 /// Adds to a counter.

@@ -217,7 +217,6 @@ fn counters_json<E: Edge>(node: &Node<E>) -> Value {
         "frames": counters.frames.get(),
         "log_writes": counters.log_writes.get(),
         "log_bytes": counters.log_bytes.get(),
-        "log_bytes_uncached": counters.log_bytes_uncached.get(),
         "cold_reads": counters.cold_reads.get(),
         "peers_refused": counters.peers_refused.get(),
         "protocol_errors": counters.protocol_errors.get(),

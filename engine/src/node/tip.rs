@@ -56,29 +56,39 @@ impl Run {
     }
 }
 
-/// A backlog comes in runs of megabytes; those who do not keep up with it read it from the disk
-/// soon.
-const BYTES_MAX: u64 = 4 << 20;
+/// A larger run is no longer to read from the disk than many small ones.
+const COPY_BYTES_MAX: usize = 64 << 10;
+const COPIES_MAX: usize = 4096;
 
 /// The newest runs, oldest first, without gaps. What is not durable yet is always here.
 ///
-/// Limit: `runs_max` durable runs, back to 4 MiB before the end; not yet durable ones are
-/// bounded by the frame pool on a primary and by the write queue on a replica.
+/// Durable runs hold the buffers they came in (of the frame pool, or of a receiver) only while they
+/// are among the newest few. Small ones stay as copies: the disk would be asked for each, by
+/// everybody who is a little behind.
+///
+/// Limits: `runs_max` durable runs in their buffers, and 4096 copies of at most 64 KiB, back to
+/// `bytes_max` before the end (a backlog comes in runs of megabytes; those who do not keep up with
+/// it read it from the disk soon); not yet durable ones are bounded by the frame pool on a primary
+/// and by the write queue on a replica.
 #[derive(Debug)]
 pub struct Tip {
     runs: VecDeque<Run>,
+    /// So many of the oldest are copies.
+    copies: usize,
     runs_max: usize,
+    bytes_max: u64,
     end: Lsn,
 }
 
 impl Tip {
     /// An empty tip of a log that ends at `end`.
     #[must_use]
-    pub fn new(end: Lsn, runs_max: usize) -> Tip {
-        Tip { runs: VecDeque::new(), runs_max, end }
+    pub fn new(end: Lsn, runs_max: usize, bytes_max: usize) -> Tip {
+        let (runs, copies, bytes_max) = (VecDeque::new(), 0, bytes_max as u64);
+        Tip { runs, copies, runs_max, bytes_max, end }
     }
 
-    /// Adds the next run; drops the oldest durable ones beyond the limit.
+    /// Adds the next run; drops the oldest durable ones beyond the limits.
     ///
     /// # Panics
     /// When it does not follow the last one.
@@ -89,20 +99,41 @@ impl Tip {
         self.trim(durable, self.runs_max);
     }
 
-    /// Drops durable runs, oldest first, until at most `keep` runs are left.
+    /// Leaves at most the newest `keep` of durable runs in their buffers.
     pub fn trim(&mut self, durable: Lsn, keep: usize) {
-        while let Some(run) = self.runs.front() {
-            let over = self.runs.len() > keep || self.end.since(run.start) > BYTES_MAX;
+        let mut gone = 0;
+        while let Some(run) = self.runs.get(gone) {
+            let over =
+                self.end.since(run.start) > self.bytes_max || self.copies > COPIES_MAX + gone;
             if run.next > durable || !over {
                 break;
             }
-            self.runs.pop_front();
+            gone += 1;
         }
+        self.drop_oldest(gone);
+        while self.runs.len() - self.copies > keep {
+            let run = &mut self.runs[self.copies];
+            if run.next > durable {
+                break;
+            }
+            if run.bytes.len() <= COPY_BYTES_MAX {
+                run.bytes = Bytes::copy_from_slice(&run.bytes);
+                self.copies += 1;
+            } else {
+                self.drop_oldest(self.copies + 1);
+            }
+        }
+    }
+
+    fn drop_oldest(&mut self, count: usize) {
+        self.runs.drain(..count);
+        self.copies = self.copies.saturating_sub(count);
     }
 
     /// Empties the tip of a log that was cut to `end`.
     pub fn reset(&mut self, end: Lsn) {
         self.runs.clear();
+        self.copies = 0;
         self.end = end;
     }
 
@@ -148,17 +179,24 @@ mod tests {
     use rowship_proto::frame::{Seal, sealed_frame};
     use rowship_proto::{FrameKind, LogId};
 
+    const BYTES_MAX: usize = 4 << 20;
+
     fn run(start: u64, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; 8]);
         Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
     }
 
+    /// A run of real length.
+    fn full(start: u64, next: u64) -> Run {
+        Run { bytes: Bytes::from(vec![1; (next - start) as usize]), ..run(start, next) }
+    }
+
     #[test]
     fn large_runs_are_kept_only_near_the_end() {
-        let mut tip = Tip::new(Lsn(0), 9);
+        let mut tip = Tip::new(Lsn(0), 9, BYTES_MAX);
         for at in 0..9 {
             let start = at << 20;
-            tip.push(run(start, start + (1 << 20)), Lsn(start));
+            tip.push(full(start, start + (1 << 20)), Lsn(start));
         }
         assert_eq!(tip.len(), 4);
         tip.push(run(9 << 20, 30 << 20), Lsn(0));
@@ -168,15 +206,50 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_durable_is_never_dropped() {
-        let mut tip = Tip::new(Lsn(0), 1);
-        tip.push(run(0, 8), Lsn(0));
-        tip.push(run(8, 16), Lsn(0));
-        assert_eq!(tip.len(), 2);
-        tip.push(run(16, 24), Lsn(16));
+    fn small_runs_stay_as_copies_and_give_their_buffers_back() {
+        let mut tip = Tip::new(Lsn(0), 2, BYTES_MAX);
+        let runs: Vec<Run> = (0..5).map(|at| full(at * 1000, at * 1000 + 1000)).collect();
+        for run in &runs {
+            tip.push(run.clone(), run.start);
+        }
+        let found = tip.from(Lsn(0), Lsn(u64::MAX), usize::MAX);
+        let held: Vec<bool> =
+            found.iter().zip(&runs).map(|(a, b)| a.bytes.as_ptr() == b.bytes.as_ptr()).collect();
+        assert_eq!(held, [false, false, false, true, true]);
+        assert!(found.iter().zip(&runs).all(|(a, b)| a.bytes == b.bytes && a.next == b.next));
+        // Nothing stays before a large one that goes.
+        tip.push(full(5000, 5000 + COPY_BYTES_MAX as u64 + 1), Lsn(5000));
+        let end = 5001 + COPY_BYTES_MAX as u64;
+        tip.push(full(end, end + 8), Lsn(end));
+        tip.trim(Lsn(end), 1);
+        assert_eq!(tip.from(Lsn(end), Lsn(u64::MAX), 0).len(), 1);
         assert_eq!(tip.len(), 1);
-        assert!(tip.from(Lsn(0), Lsn(24), 100).is_empty());
-        assert_eq!(tip.from(Lsn(16), Lsn(24), 100).len(), 1);
+    }
+
+    #[test]
+    fn copies_are_bounded_in_number_and_in_bytes() {
+        let mut tip = Tip::new(Lsn(0), 1, BYTES_MAX);
+        for at in 0..2 * COPIES_MAX as u64 {
+            tip.push(run(at * 8, at * 8 + 8), Lsn(at * 8));
+        }
+        assert_eq!(tip.len(), COPIES_MAX + 2, "one durable in its buffer, one not durable");
+        let mut tip = Tip::new(Lsn(0), 1, BYTES_MAX);
+        for at in 0..2000 {
+            tip.push(run(at * 8192, at * 8192 + 8192), Lsn(at * 8192));
+        }
+        assert_eq!(tip.len(), 512);
+    }
+
+    #[test]
+    fn what_is_not_durable_is_never_dropped() {
+        let mut tip = Tip::new(Lsn(0), 1, BYTES_MAX);
+        tip.push(full(0, 100_000), Lsn(0));
+        tip.push(full(100_000, 200_000), Lsn(0));
+        assert_eq!(tip.len(), 2);
+        tip.push(full(200_000, 300_000), Lsn(200_000));
+        assert_eq!(tip.len(), 1);
+        assert!(tip.from(Lsn(0), Lsn(300_000), 100).is_empty());
+        assert_eq!(tip.from(Lsn(200_000), Lsn(300_000), 100).len(), 1);
     }
 
     #[test]
@@ -194,7 +267,7 @@ mod tests {
         let next = Lsn(16384);
         let (start, chain, epoch) = (ends[0], seal.chain_previous, Epoch::NONE);
         let bytes = Bytes::from(bytes);
-        let mut tip = Tip::new(start, 9);
+        let mut tip = Tip::new(start, 9, BYTES_MAX);
         tip.push(Run { start, next, bytes: bytes.clone(), chain, epoch, mark: true }, start);
         let places = |from: Lsn, limit: Lsn| {
             let found = tip.from(from, limit, 0);
@@ -221,7 +294,7 @@ mod tests {
 
     #[test]
     fn runs_are_given_up_to_the_limit_and_at_least_one() {
-        let mut tip = Tip::new(Lsn(0), 9);
+        let mut tip = Tip::new(Lsn(0), 9, BYTES_MAX);
         for at in 0..4 {
             tip.push(run(at * 8, at * 8 + 8), Lsn(0));
         }

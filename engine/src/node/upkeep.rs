@@ -11,10 +11,10 @@ use super::NodeError;
 use super::state::{Node, Role, Stop};
 use crate::apply::publish::Mark;
 use crate::apply::table::TableError;
-use crate::edge::{Edge, Stream, offload};
+use crate::edge::{Disk, Edge, Stream, offload};
 use crate::log::node_state::TableDurable;
 use crate::log::prepare::Fill;
-use crate::log::{LogError, SegmentHeader};
+use crate::log::{LogError, SegmentHeader, write_bytes_max};
 
 /// Keeps the segment after the present one ready.
 pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
@@ -57,14 +57,25 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
 /// Pause between attempts to make a segment on a full disk.
 const DISK_FULL_PAUSE: Duration = Duration::from_millis(500);
 
+/// More than so many of the largest writes are a backlog: with defaults, 8 MiB.
+const BACKLOG_WRITES: u64 = 4;
+
 fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
     match &node.role {
         Role::Primary(primary) => Some(primary.appender.borrow().next_layout().header),
         // Which kind it takes is known when the primary has said how far its log goes.
         Role::Replica(replica) if replica.upstream.borrow().appended == Lsn::ZERO => None,
-        Role::Replica(_) => {
+        Role::Replica(replica) => {
             let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
             let body_max = node.frame_body_bytes_max.get() as u64;
+            let primary_end = replica.upstream.borrow().appended;
+            // A segment that the backlog does not reach: first the backlog.
+            let behind = primary_end.0.saturating_sub(node.durable.get().0);
+            if primary_end <= base.plus(bytes)
+                && behind > BACKLOG_WRITES * write_bytes_max(body_max)
+            {
+                return None;
+            }
             Some(SegmentHeader::new(node.log_id.get(), base.plus(bytes), bytes, body_max))
         }
     }
@@ -118,6 +129,16 @@ pub async fn silence<E: Edge>(node: Rc<Node<E>>) {
             node.event(format!("replica link {link} is silent: closed"));
             node.close_link(link);
         }
+    }
+}
+
+/// How often it is looked whether reads of the log can give memory back.
+const TIDY_PERIOD: Duration = Duration::from_millis(500);
+
+/// Gives memory back that reads of the log no longer use.
+pub async fn tidy_reads<E: Edge>(node: Rc<Node<E>>) {
+    while pause(&node, TIDY_PERIOD).await {
+        node.disk.tidy();
     }
 }
 

@@ -17,9 +17,9 @@ use rowship_proto::{FrameHeader, Nanos};
 use zerocopy::FromBytes;
 
 use super::NodeError;
-use super::state::{Node, ReplicaRole, Stop, count};
+use super::state::{Node, Stop, count};
 use super::tip::Run;
-use crate::edge::{Caching, Disk, Edge, RingFile};
+use crate::edge::{Disk, Edge, RingFile};
 use crate::log::{Checkpoint, segment, write_bytes_max};
 
 /// Runs that wait to be written.
@@ -110,11 +110,6 @@ const CORE_TAKEN_MAX: Duration = Duration::from_micros(100);
 /// more.
 const CORE_TAKEN_BY_PRIMARY_MAX: Duration = Duration::from_micros(20);
 
-/// A write is large from this part of the largest on: with defaults, 256 KiB.
-const BYPASS_PARTS: usize = 8;
-/// And a replica is behind when so many of the largest are still to come: with defaults, 8 MiB.
-const BYPASS_BEHIND_WRITES: usize = 4;
-
 /// What the writer does next.
 enum Next {
     Write(Vec<Run>),
@@ -198,8 +193,7 @@ async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Resu
     let mut offset = start.since(base);
     for parts in writes_of(batch, bytes_max) {
         let bytes: usize = parts.iter().map(Bytes::len).sum();
-        let caching = node.caching_of(bytes, bytes_max);
-        file.write_durable_parts(parts, offset, caching).await.map_err(|error| {
+        file.write_durable_parts(parts, offset).await.map_err(|error| {
             let path = node.disk.path(&segment::segment_file_name(base));
             NodeError::disk(&format!(
                 "writing {bytes} bytes at offset {offset} of {path} failed: {error}. The log can \
@@ -208,9 +202,6 @@ async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Resu
         })?;
         count(&node.counters.log_writes, 1);
         count(&node.counters.log_bytes, bytes as u64);
-        if caching == Caching::Bypass {
-            count(&node.counters.log_bytes_uncached, bytes as u64);
-        }
         offset += bytes as u64;
     }
     Ok(())
@@ -310,21 +301,6 @@ impl<E: Edge> Node<E> {
             mark(Mark::WriteGathered);
             Duration::from_nanos(left)
         })
-    }
-
-    /// Large writes of a backlog do without the system's memory: it would have to be found for all
-    /// of the log at once. At the tip it stays, for those who are a little behind.
-    fn caching_of(&self, bytes: usize, bytes_max: usize) -> Caching {
-        let behind = |replica: &ReplicaRole| {
-            let left = replica.upstream.borrow().appended.since(self.durable.get());
-            left >= (BYPASS_BEHIND_WRITES * bytes_max) as u64
-        };
-        if bytes >= bytes_max / BYPASS_PARTS && self.replica().is_some_and(behind) {
-            mark(Mark::CacheBypassed);
-            Caching::Bypass
-        } else {
-            Caching::Keep
-        }
     }
 
     /// Everything up to the end of this run survives power loss on this node.

@@ -114,7 +114,10 @@ fn make_unreadable(site: &Site) {
 #[test]
 fn log_that_cannot_be_read_is_not_shipped_and_the_primary_serves_on() {
     let scratch = tempfile::tempdir().unwrap();
-    let Some(site) = unreadable_segment(&scratch) else { return };
+    let Some(mut site) = unreadable_segment(&scratch) else { return };
+    // Its tip would serve a replica from memory.
+    site.node.stop();
+    site.node.start();
     make_unreadable(&site);
     let mut replica = Node::replica(scratch.path(), "r1", &site.node, &["--reconnect-ms", "20"]);
     replica.start();

@@ -6,25 +6,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use memmap2::MmapMut;
 
+use super::direct::{ReadBuffers, open_direct, read_direct};
 use crate::edge::{DIRECT_PAGE_BYTES as PAGE_BYTES, Map};
 
 /// Pages are faulted in by steps of this many bytes, so that one call never holds the map's lock
 /// for long (8 MiB are a few milliseconds from a cold disk).
 const POPULATE_STEP_BYTES: usize = 8 << 20;
 /// Smaller ranges come in by the map.
-const COLD_BYTES_MIN: usize = 64 << 10;
-/// Buffers that wait to serve again: more are freed at once.
-const IDLE_BUFFERS_MAX: usize = 8;
-/// After this time those too.
-const IDLE_MAX: Duration = Duration::from_secs(1);
+const COLD_BYTES_MIN: usize = 2 * PAGE_BYTES;
 
 /// Maps a whole file for reading. The file must never become shorter while it is mapped; the
 /// log's files never do (they are created whole, renamed and unlinked, never truncated).
@@ -33,11 +28,13 @@ pub(crate) fn map_file(file: &File) -> io::Result<Arc<dyn Map>> {
     Ok(Arc::new(map(file, None)?))
 }
 
-/// The same, for a file at `path`, whose cold parts are read into `buffers`.
+/// The same, for a file at `path`, whose cold parts are read into `buffers` where there are direct
+/// reads.
 pub(super) fn map_path(path: PathBuf, buffers: &Arc<ReadBuffers>) -> io::Result<Arc<dyn Map>> {
     let file = File::open(&path)?;
+    let direct = open_direct(&path, OpenOptions::new().read(true))?;
     let cold = Cold { path, file: identity(&file)?, buffers: buffers.clone() };
-    Ok(Arc::new(map(&file, Some(cold))?))
+    Ok(Arc::new(map(&file, direct.map(|_| cold))?))
 }
 
 fn map(file: &File, cold: Option<Cold>) -> io::Result<FileMap> {
@@ -48,6 +45,10 @@ fn map(file: &File, cold: Option<Cold>) -> io::Result<FileMap> {
     // the positions of all readers (see `log::retire`). Other processes are kept out by the
     // directory's lock and mode.
     let map = unsafe { memmap2::Mmap::map(file)? };
+    if cold.is_some() {
+        // What is touched comes in, and not what may stand behind it: that is read past the cache.
+        map.advise(memmap2::Advice::Random)?;
+    }
     Ok(FileMap { map, cold })
 }
 
@@ -104,21 +105,7 @@ impl Map for FileMap {
             return Ok(None);
         }
         let Some(file) = cold.open() else { return Ok(None) };
-        let mut buffer = cold.buffers.take(whole - start)?;
-        match read_exact(&file, &mut buffer.memory_mut()[..whole - start], start as u64) {
-            Ok(()) => Ok(Some(Bytes::from_owner(buffer).slice(offset - start..end - start))),
-            // No direct reads of this size here.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn forget(&self, offset: usize, len: usize) -> io::Result<()> {
-        let end = offset.saturating_add(len).min(self.map.len());
-        let advice = memmap2::UncheckedAdvice::DontNeed;
-        // SAFETY: of a read-only map that is shared with the file, pages that were let go hold the
-        // same bytes when they are touched again.
-        unsafe { self.map.unchecked_advise_range(advice, offset, end - offset) }
+        read_direct(&file, offset as u64, end - offset, &cold.buffers)
     }
 }
 
@@ -140,88 +127,15 @@ impl Cold {
     /// The file, if it is still at its path, and can be read directly. Opened for each read: a
     /// descriptor for each segment of a log would be thousands.
     fn open(&self) -> Option<File> {
-        let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).ok()?;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(&self.path).ok()?;
+        let file = open_direct(&self.path, OpenOptions::new().read(true)).ok()??;
         (identity(&file).ok()? == self.file).then_some(file)
     }
-}
-
-fn read_exact(file: &File, mut memory: &mut [u8], mut offset: u64) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    while !memory.is_empty() {
-        match file.read_at(memory, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                memory = &mut memory[read..];
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// What the kernel says about pages whose touch would be answered with SIGBUS.
 fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::FAULT, Errno::HWPOISON].iter().any(|is| error.raw_os_error() == Some(is.raw_os_error()))
-}
-
-/// Page-aligned buffers for direct reads, which come back from any thread.
-///
-/// Limit: at most [`IDLE_BUFFERS_MAX`] wait here, for [`IDLE_MAX`]; in use are as many as readers
-/// hold what they have read.
-#[derive(Debug, Default)]
-pub(super) struct ReadBuffers {
-    idle: Mutex<Vec<(MmapMut, Instant)>>,
-}
-
-/// One of them, in use.
-struct ReadBuffer {
-    /// `None` only while it is dropped.
-    memory: Option<MmapMut>,
-    home: Arc<ReadBuffers>,
-}
-
-impl ReadBuffers {
-    /// A buffer of at least so many bytes: the one that came back last, or a new one.
-    fn take(self: &Arc<ReadBuffers>, bytes: usize) -> io::Result<ReadBuffer> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = idle.iter().rposition(|(memory, _)| memory.len() >= bytes);
-        let memory = fits.map(|at| idle.remove(at).0);
-        drop(idle);
-        let memory = memory.map_or_else(|| MmapMut::map_anon(bytes), Ok)?;
-        Ok(ReadBuffer { memory: Some(memory), home: self.clone() })
-    }
-
-    /// Frees those that have not been used for a while.
-    pub(super) fn tidy(&self) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(_, since)| since.elapsed() < IDLE_MAX);
-    }
-}
-
-impl ReadBuffer {
-    fn memory_mut(&mut self) -> &mut [u8] {
-        self.memory.as_deref_mut().unwrap_or_default()
-    }
-}
-
-impl AsRef<[u8]> for ReadBuffer {
-    fn as_ref(&self) -> &[u8] {
-        self.memory.as_deref().unwrap_or_default()
-    }
-}
-
-impl Drop for ReadBuffer {
-    fn drop(&mut self) {
-        let Some(memory) = self.memory.take() else { return };
-        let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_BUFFERS_MAX {
-            idle.push((memory, Instant::now()));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -239,7 +153,8 @@ mod tests {
         let words: Vec<u8> = (0..BYTES as u64 / 8).flat_map(u64::to_le_bytes).collect();
         disk.write_durable_at("a", 0, &words).unwrap();
         if !in_memory {
-            disk.forget_pages("a", 0, BYTES as u64).unwrap();
+            let file = File::open(disk.path_of("a")).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         }
         (directory, disk, words)
     }
@@ -290,31 +205,5 @@ mod tests {
         disk.write_durable_at("a", 0, &[7; BYTES]).unwrap();
         assert!(map.read_cold(0, BYTES).unwrap().is_none(), "another");
         assert!(map.bytes() == words);
-    }
-
-    #[test]
-    fn buffers_serve_again_and_go_when_they_do_not() {
-        let buffers = Arc::<ReadBuffers>::default();
-        let idle = || buffers.idle.lock().unwrap().len();
-        let at = |buffer: &ReadBuffer| buffer.as_ref().as_ptr();
-        let first = buffers.take(8192).unwrap();
-        let (place, bytes) = (at(&first), Bytes::from_owner(first));
-        drop((bytes.slice(..10), bytes));
-        assert_eq!(idle(), 1);
-        let larger = buffers.take(1 << 20).unwrap();
-        assert_ne!(at(&larger), place);
-        let again = buffers.take(4096).unwrap();
-        assert_eq!(at(&again), place);
-        drop((larger, again));
-        let many: Vec<ReadBuffer> = (0..20).map(|_| buffers.take(4096).unwrap()).collect();
-        drop(many);
-        assert_eq!(idle(), IDLE_BUFFERS_MAX);
-        buffers.tidy();
-        assert_eq!(idle(), IDLE_BUFFERS_MAX, "just used");
-        for (_, since) in &mut *buffers.idle.lock().unwrap() {
-            *since -= IDLE_MAX;
-        }
-        buffers.tidy();
-        assert_eq!(idle(), 0);
     }
 }

@@ -34,7 +34,7 @@ use self::network::Network;
 use self::random::Random;
 pub use self::stream::{SimListener, SimStream};
 use self::trace::Kind;
-use super::{Caching, DIRECT_PAGE_BYTES, Edge, RingFile, Worker};
+use super::{DIRECT_PAGE_BYTES, Edge, RingFile, Worker};
 
 /// Wall clock at the start of every simulation: 2026-01-01, in nanoseconds since 1970.
 const WALL_START_NS: u64 = 1_767_225_600_000_000_000;
@@ -363,19 +363,12 @@ pub struct SimFile {
 }
 
 impl RingFile for SimFile {
-    async fn write_durable_parts(
-        &self,
-        parts: Vec<Bytes>,
-        offset: u64,
-        caching: Caching,
-    ) -> io::Result<()> {
+    async fn write_durable_parts(&self, parts: Vec<Bytes>, offset: u64) -> io::Result<()> {
         self.process.lives().await;
         let mut bytes = parts.concat();
-        if caching == Caching::Bypass {
-            // As production's direct writes do.
-            let end = (offset + bytes.len() as u64).next_multiple_of(DIRECT_PAGE_BYTES as u64);
-            bytes.resize(usize::try_from(end - offset).map_err(io::Error::other)?, 0);
-        }
+        // As production does.
+        let end = (offset + bytes.len() as u64).next_multiple_of(DIRECT_PAGE_BYTES as u64);
+        bytes.resize(usize::try_from(end - offset).map_err(io::Error::other)?, 0);
         let started = self.disk.start_write(&self.name, offset, &bytes);
         self.process.check_power();
         self.process.lives().await;
