@@ -53,6 +53,27 @@ fn a_directory_in_use_names_who_uses_it() {
     assert_rows(&first, 0..5, value);
 }
 
+/// A killed process does not wait for its disk: what it has asked for may be written late, and
+/// whoever asked for it holds a lock on the segment until then.
+#[test]
+fn a_start_waits_for_writes_of_a_process_that_has_ended() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = stopped_primary(scratch.path(), 5);
+    let segment = File::open(&segments(&node.directory)[0].1).unwrap();
+    rustix::fs::flock(&segment, rustix::fs::FlockOperation::LockShared).unwrap();
+    let written = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            written.store(true, std::sync::atomic::Ordering::SeqCst);
+            rustix::fs::flock(&segment, rustix::fs::FlockOperation::Unlock).unwrap();
+        });
+        node.start();
+        assert!(written.load(std::sync::atomic::Ordering::SeqCst), "it has started before");
+    });
+    assert_rows(&node, 0..5, value);
+}
+
 /// The kernel would round the allocator's memory up to them, long after the start: see
 /// ARCHITECTURE.md. Buffers for the disk may be in huge pages: they are small.
 #[test]

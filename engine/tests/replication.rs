@@ -184,7 +184,7 @@ fn a_log_does_not_fill_the_systems_memory() {
     // More than a segment, as it is written.
     support::set_rows(&primary, 0..20_000, value);
     replica.catch_up_with(&primary);
-    // And as a backlog, read by the primary and written by the replica, after two restarts.
+    // And as a backlog, read by the primary and written by a replica that has restarted.
     replica.kill();
     support::set_rows(&primary, 0..20_000, value);
     replica.start();

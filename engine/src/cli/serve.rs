@@ -47,8 +47,9 @@ pub fn run(args: &ServeArgs) -> CommandResult {
 /// (ARCHITECTURE.md, "Huge pages for the disk only").
 fn only_huge_pages_that_are_asked_for() {
     const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-    let setting = std::fs::read_to_string(SETTING).unwrap_or_default();
-    if !setting.contains("[always]") {
+    // Where it cannot be read, it may be so.
+    let setting = std::fs::read_to_string(SETTING);
+    if setting.is_ok_and(|setting| !setting.contains("[always]")) {
         return;
     }
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {

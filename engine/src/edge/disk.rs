@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use self::direct::{ReadBuffers, open_direct, read_direct};
@@ -43,6 +43,10 @@ struct Inner {
 /// Mode of every file: the log holds the rows of its users.
 pub const FILE_MODE: u32 = 0o600;
 
+/// How long a start waits for writes of a process that has ended.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Smaller reads go through the page cache.
 const COLD_BYTES_MIN: usize = 64 << 10;
 
@@ -53,6 +57,9 @@ const ZERO_STEP_BYTES: u64 = 1 << 20;
 /// Gently, they are written in pieces of this many bytes: one takes no longer than the writes that
 /// wait behind it.
 const GENTLE_STEP_BYTES: u64 = 256 << 10;
+/// Where they have to go through the page cache, so much is synced at once: the journal's commits
+/// for each piece would be in the way as well.
+const GENTLE_SYNC_BYTES: u64 = 4 << 20;
 /// After each piece, a pause of so many times its own time.
 const GENTLE_PAUSES: u32 = 3;
 /// And no longer, however slow the disk is at the moment: others wait for this worker.
@@ -154,13 +161,14 @@ fn write_zeroes(
     end: u64,
     hurry: &dyn Fn() -> bool,
 ) -> io::Result<()> {
-    let zeroes = direct_memory(ZERO_STEP_BYTES as usize)?;
+    let zeroes = direct_memory(GENTLE_SYNC_BYTES as usize)?;
     let mut direct = open_direct(path, OpenOptions::new().write(true))?;
     let page = DIRECT_PAGE_BYTES as u64;
     let mut at = from / page * page;
     while at < end {
         let began = Instant::now();
-        let step = if hurry() { ZERO_STEP_BYTES } else { GENTLE_STEP_BYTES };
+        let gently = if direct.is_some() { GENTLE_STEP_BYTES } else { GENTLE_SYNC_BYTES };
+        let step = if hurry() { ZERO_STEP_BYTES } else { gently };
         let rest = &zeroes[..(end - at).min(step) as usize];
         let whole = &rest[..rest.len() / DIRECT_PAGE_BYTES * DIRECT_PAGE_BYTES];
         let written = match &direct {
@@ -258,6 +266,20 @@ impl Disk for FileDisk {
         // Only what is asked for comes in.
         rustix::fs::fadvise(&file, 0, None, Advice::Random)?;
         file.read_exact_at(buffer, offset)
+    }
+
+    fn settle(&self, name: &str) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.full_path(name))?;
+        let until = Instant::now() + SETTLE_MAX;
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                    std::thread::sleep(SETTLE_PAUSE);
+                }
+                Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
+                locked => return Ok(locked?),
+            }
+        }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

@@ -136,6 +136,12 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn write_durable_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.
     fn read_exact_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Waits until no write to this file is under way that a [`RingFile`] of a process that has
+    /// ended was asked for: a killed process does not wait for its disk, and what comes late would
+    /// land on what is written next. An error when that takes a minute.
+    fn settle(&self, _name: &str) -> io::Result<()> {
+        Ok(())
+    }
     /// Renames and syncs the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes and syncs the directory.

@@ -102,6 +102,8 @@ fn features() -> io::Result<Vec<String>> {
         ("recv", opcode::Recv::CODE),
         ("send", opcode::Send::CODE),
         ("writev", opcode::Writev::CODE),
+        ("read", opcode::Read::CODE),
+        ("write", opcode::Write::CODE),
         ("accept", opcode::Accept::CODE),
         ("async_cancel", opcode::AsyncCancel::CODE),
     ];
@@ -378,11 +380,7 @@ impl Listener for UringListener {
 }
 
 /// Writes all parts, in order.
-async fn write_parts<T: AsRawFd + 'static>(
-    ring: &Rc<Ring>,
-    target: &Rc<T>,
-    parts: Vec<Bytes>,
-) -> io::Result<()> {
+async fn write_parts(ring: &Rc<Ring>, target: &Rc<TcpStream>, parts: Vec<Bytes>) -> io::Result<()> {
     let mut rest = parts;
     while !rest.is_empty() {
         let later = rest.split_off(rest.len().min(PARTS_MAX));

@@ -147,7 +147,8 @@ impl Appender {
         self.next = next;
         self.chain = header.chain();
         let (start, chain, epoch) = (header.lsn, header.chain(), header.epoch);
-        Run { start, next, bytes, chain, epoch, mark: header.kind() == Some(FrameKind::Mark) }
+        let mark = header.kind() == Some(FrameKind::Mark);
+        Run { start, next, bytes, chain, epoch, mark, copy: false }
     }
 
     /// A control frame at the end of the sealed log.

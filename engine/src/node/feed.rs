@@ -195,6 +195,7 @@ mod tests {
             chain: 0,
             epoch: Epoch::NONE,
             mark,
+            copy: false,
         };
         let ends = |marks: &[bool]| {
             let runs = marks.iter().zip(0..).map(|(&mark, at)| run(at, mark)).collect();

@@ -62,6 +62,8 @@ pub(super) async fn prepare<E: Edge>(
         Err(refused) => return Err(refuse(node, link, refused).await),
     };
     take_over(node, &follow, welcome).await?;
+    // What an earlier primary had written is no backlog.
+    replica.upstream.borrow_mut().appended = welcome.committed.max(welcome.resume);
     node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;

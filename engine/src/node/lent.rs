@@ -35,9 +35,13 @@ impl Lent {
         Rc::new(Lent { senders: RefCell::default(), runs_max })
     }
 
-    /// The bytes of a run for a sender: the run's own, together with a loan, or a copy.
+    /// The bytes of a run for a sender: the run's own, together with a loan, or a copy, which needs
+    /// none.
     #[must_use]
     pub fn lend(self: &Rc<Self>, run: &Run) -> (Bytes, Option<Loan>) {
+        if run.copy {
+            return (run.bytes.clone(), None);
+        }
         let mut senders = self.senders.borrow_mut();
         if senders.len() >= self.runs_max && !senders.contains_key(&run.start) {
             return (Bytes::copy_from_slice(&run.bytes), None);
@@ -66,7 +70,7 @@ mod tests {
     fn run(start: u64) -> Run {
         let bytes = Bytes::from(vec![7; 8]);
         let (start, next) = (Lsn(start), Lsn(start + 8));
-        Run { start, next, bytes, chain: 0, epoch: Epoch::NONE, mark: false }
+        Run { start, next, bytes, chain: 0, epoch: Epoch::NONE, mark: false, copy: false }
     }
 
     #[test]
@@ -81,6 +85,8 @@ mod tests {
         let third = lent.lend(&runs[2]);
         assert!(!shared(2, &third.0) && third.1.is_none());
         assert_eq!(third.0, runs[2].bytes);
+        let (bytes, loan) = lent.lend(&Run { copy: true, ..runs[2].clone() });
+        assert!(shared(2, &bytes) && loan.is_none(), "a copy is shared without a loan");
         // The same run once more is no further buffer.
         assert!(lent.lend(&runs[1]).1.is_some());
         drop(first);

@@ -16,7 +16,7 @@ use crate::apply::table::{Table, TableError};
 use crate::edge::{Disk, Edge};
 use crate::log::node_state::{Role as StoredRole, TableDurable};
 use crate::log::prepare::{Fill, prepare_next};
-use crate::log::segment::list_segments;
+use crate::log::segment::{list_segments, segment_file_name};
 use crate::log::{NodeState, RecoverInput, Recovered, SegmentHeader, recover};
 
 /// A directory that can be served.
@@ -62,6 +62,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         let header = SegmentHeader::new(state.log_id, Lsn::ZERO, bytes, body_max);
         prepare_next(disk, &header, Fill::Zeroes).map_err(|error| NodeError::log(&error))?;
     }
+    settle(disk, segments.iter().map(|(base, _)| *base))?;
     let recovered = recover(disk, &RecoverInput::of(&state));
     let mut recovered = recovered.map_err(|error| NodeError::log(&error))?;
     // Headers say it only up to the frame before the last one: the last rows that readers saw
@@ -90,6 +91,21 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
     );
     state.history = recovered.history.clone();
     Ok(Found { state, recovered: Some(recovered), events })
+}
+
+/// Waits for what the process before has asked its disk for.
+fn settle<D: Disk>(disk: &D, bases: impl Iterator<Item = Lsn>) -> Result<(), NodeError> {
+    for base in bases {
+        let name = segment_file_name(base);
+        disk.settle(&name).map_err(|error| {
+            NodeError::disk(&format!(
+                "a write to {} of a process that has ended is still under way ({error}): the disk \
+                 does not answer",
+                disk.path(&name)
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 /// Segments without a `node.state` belong to somebody: they are not written over.

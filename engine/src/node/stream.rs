@@ -164,7 +164,7 @@ async fn take_run<E: Edge>(
     }
     let (start, next) = (run.start, verifier.next);
     let mark = run.mark;
-    let run = (Run { start, next, bytes, chain, epoch, mark }, run.committed);
+    let run = (Run { start, next, bytes, chain, epoch, mark, copy: false }, run.committed);
     let now = node.edge.now();
     node.tip.borrow_mut().push(run.0.clone(), node.durable.get());
     node.appended.set(next);

@@ -23,6 +23,8 @@ pub struct Run {
     pub epoch: Epoch,
     /// The last frame is a mark: a window ends here. Marks are nowhere else in a run.
     pub mark: bool,
+    /// Its bytes are a copy, and hold no buffer that others wait for.
+    pub copy: bool,
 }
 
 impl Run {
@@ -52,6 +54,7 @@ impl Run {
             chain: header.chain(),
             epoch: header.epoch,
             mark: self.mark && next == self.next,
+            copy: self.copy,
         })
     }
 }
@@ -118,6 +121,7 @@ impl Tip {
             }
             if run.bytes.len() <= COPY_BYTES_MAX {
                 run.bytes = Bytes::copy_from_slice(&run.bytes);
+                run.copy = true;
                 self.copies += 1;
             } else {
                 self.drop_oldest(self.copies + 1);
@@ -183,7 +187,8 @@ mod tests {
 
     fn run(start: u64, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; 8]);
-        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
+        let (start, next, chain, epoch) = (Lsn(start), Lsn(next), 0, Epoch::NONE);
+        Run { start, next, bytes, chain, epoch, mark: false, copy: false }
     }
 
     /// A run of real length.
@@ -216,6 +221,7 @@ mod tests {
         let held: Vec<bool> =
             found.iter().zip(&runs).map(|(a, b)| a.bytes.as_ptr() == b.bytes.as_ptr()).collect();
         assert_eq!(held, [false, false, false, true, true]);
+        assert!(found.iter().zip(held).all(|(run, held)| run.copy != held));
         assert!(found.iter().zip(&runs).all(|(a, b)| a.bytes == b.bytes && a.next == b.next));
         // Nothing stays before a large one that goes.
         tip.push(full(5000, 5000 + COPY_BYTES_MAX as u64 + 1), Lsn(5000));
@@ -268,7 +274,8 @@ mod tests {
         let (start, chain, epoch) = (ends[0], seal.chain_previous, Epoch::NONE);
         let bytes = Bytes::from(bytes);
         let mut tip = Tip::new(start, 9, BYTES_MAX);
-        tip.push(Run { start, next, bytes: bytes.clone(), chain, epoch, mark: true }, start);
+        let run = Run { start, next, bytes: bytes.clone(), chain, epoch, mark: true, copy: false };
+        tip.push(run, start);
         let places = |from: Lsn, limit: Lsn| {
             let found = tip.from(from, limit, 0);
             found.first().map(|run| (run.start, run.next, run.bytes.len(), run.mark))

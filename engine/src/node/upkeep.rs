@@ -57,6 +57,12 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
 /// Pause between attempts to make a segment on a full disk.
 const DISK_FULL_PAUSE: Duration = Duration::from_millis(500);
 
+/// Whether the log's end is in the second half of the segment at `base`, or behind it: then it is
+/// time for the next one. Before that, a replica with a backlog leaves the disk to it.
+fn is_near(end: Lsn, base: Lsn, segment_bytes: u64) -> bool {
+    end >= base.plus(segment_bytes / 2)
+}
+
 /// More than so many of the largest writes are a backlog: with defaults, 8 MiB.
 const BACKLOG_WRITES: u64 = 4;
 
@@ -69,11 +75,9 @@ fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
             let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
             let body_max = node.frame_body_bytes_max.get() as u64;
             let primary_end = replica.upstream.borrow().appended;
-            // A segment that the backlog does not reach: first the backlog.
-            let behind = primary_end.0.saturating_sub(node.durable.get().0);
-            if primary_end <= base.plus(bytes)
-                && behind > BACKLOG_WRITES * write_bytes_max(body_max)
-            {
+            let backlog = primary_end.0.saturating_sub(node.durable.get().0);
+            let is_backlog = backlog > BACKLOG_WRITES * write_bytes_max(body_max);
+            if is_backlog && !is_near(primary_end, base, bytes) {
                 return None;
             }
             Some(SegmentHeader::new(node.log_id.get(), base.plus(bytes), bytes, body_max))
@@ -376,5 +380,17 @@ impl<E: Edge> Node<E> {
         let recorded = offload(&self.maintenance, move || table.recorded(mark.lsn)).await;
         let recorded = recorded.map_err(|error| NodeError::internal(&error))?;
         recorded.map_err(|error| NodeError::disk(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_segment_is_wanted_once_the_log_is_in_the_second_half() {
+        let near = |end| is_near(Lsn(end), Lsn(1 << 20), 1 << 20);
+        assert!(!near(0) && !near(1 << 20) && !near((3 << 19) - 8));
+        assert!(near(3 << 19) && near(2 << 20) && near(1 << 40));
     }
 }

@@ -99,8 +99,6 @@ impl WriteQueue {
     }
 }
 
-/// Most runs of one gathered write.
-const BATCH_RUNS_MAX: usize = 256;
 /// A larger write takes long enough for sleeping, and comes of a load that needs the cores.
 const SMALL_WRITE_BYTES_MAX: usize = 32 << 10;
 /// Longer than a turn of another node or the work of an interrupt takes: a program that computes
@@ -208,19 +206,18 @@ async fn write<E: Edge>(node: &Node<E>, batch: &[Run], bytes_max: usize) -> Resu
 }
 
 /// A batch as single writes, each durable before the next: of whole frames, of at most `bytes_max`
-/// bytes and at most [`BATCH_RUNS_MAX`] parts. Recovery tells a torn write from damage by that
-/// size, counted from the first frame that does not hold: a frame in two writes would have a
-/// second write's worth of frames standing too far behind it.
+/// bytes. Recovery tells a torn write from damage by that size, counted from the first frame that
+/// does not hold: a frame in two writes would have a second write's worth of frames standing too
+/// far behind it.
 fn writes_of(batch: &[Run], bytes_max: usize) -> Vec<Vec<Bytes>> {
     let mut writes: Vec<Vec<Bytes>> = vec![Vec::new()];
     let mut room = bytes_max;
     for run in batch {
         let mut rest = run.bytes.clone();
         while !rest.is_empty() {
-            let full = writes.last().is_some_and(|parts| parts.len() == BATCH_RUNS_MAX);
-            let len = if full { 0 } else { whole_frames(&rest, room) };
+            let len = whole_frames(&rest, room);
             if len == 0 {
-                assert!(full || room < bytes_max, "a frame is at most half of a write");
+                assert!(room < bytes_max, "a frame is at most half of a write");
                 writes.push(Vec::new());
                 room = bytes_max;
                 continue;
@@ -330,7 +327,8 @@ mod tests {
 
     fn run(start: u64, len: usize, next: u64) -> Run {
         let bytes = Bytes::from(vec![0; len]);
-        Run { start: Lsn(start), next: Lsn(next), bytes, chain: 0, epoch: Epoch::NONE, mark: false }
+        let (start, next, chain, epoch) = (Lsn(start), Lsn(next), 0, Epoch::NONE);
+        Run { start, next, bytes, chain, epoch, mark: false, copy: false }
     }
 
     #[test]
@@ -363,6 +361,7 @@ mod tests {
             chain: 0,
             epoch: Epoch::NONE,
             mark: false,
+            copy: false,
         }
     }
 
@@ -377,8 +376,5 @@ mod tests {
         for part in writes.iter().flatten() {
             assert_eq!(whole_frames(part, usize::MAX), part.len());
         }
-        let many: Vec<Run> = (0..300).map(|at| frames(at * 4096, &[0])).collect();
-        let writes = writes_of(&many, 1 << 20);
-        assert_eq!(writes.iter().map(Vec::len).collect::<Vec<_>>(), [BATCH_RUNS_MAX, 44]);
     }
 }

@@ -4,7 +4,7 @@ use fuser::Errno;
 
 use super::archive::Archive;
 use super::cluster::Site;
-use super::state::{Fault, Operation, Which};
+use super::state::{Direct, Fault, Operation, Which};
 use crate::support::{Node, Random, assert_identical, assert_rows, seed, set_rows, start_and_end};
 
 /// Exit code of a node whose disk has failed.
@@ -93,6 +93,35 @@ fn a_sync_of_the_tables_directory_that_fails_is_not_tried_again() {
 #[test]
 fn a_write_of_the_table_that_fails_ends_the_node() {
     a_failure_ends_the_node(Operation::Write, "table/tables/");
+}
+
+#[test]
+fn without_direct_reads_and_writes_the_cache_serves() {
+    for direct in [Direct::NotOpened, Direct::NotUsed] {
+        let scratch = tempfile::tempdir().unwrap();
+        let Some(mut site) = Site::primary(scratch.path(), &[]) else { return };
+        let Site { node, disk } = &mut site;
+        let mut random = Random(seed("ROWSHIP_POWER_SEED"));
+        disk.state().direct = direct;
+        node.start();
+        let mut archive = Archive::default();
+        for _ in 0..50 {
+            assert!(archive.write_some(&node.address(), &mut random));
+        }
+        set_rows(node, 0..2000, value);
+        disk.lose_power(node, &mut random);
+        disk.state().direct = direct;
+        node.start();
+        archive.check(node).unwrap();
+        // Out of the log, which is not at the tip after a restart.
+        let mut replica = Node::replica(scratch.path(), "r1", node, &[]);
+        replica.start();
+        replica.catch_up_with(node);
+        assert_identical(node, &replica);
+        assert!(disk.state().seen.direct_refused > 0, "{direct:?}");
+        let (code, out, err) = node.verify_log();
+        assert_eq!(code, 0, "{out}{err}");
+    }
 }
 
 /// A primary with a log of several segments, of which the first cannot be read any more.

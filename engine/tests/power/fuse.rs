@@ -1,8 +1,9 @@
 //! The file system as the kernel asks for it: each request becomes one call of the model.
 //!
-//! Pages are cached and written through (no write-back cache): every `write` is a request before
-//! it returns, also through io_uring, and a write through a descriptor with `O_DSYNC` is followed
-//! by a request to sync the file, before the caller hears of it. Maps read through the same cache.
+//! Pages are cached and written through (no write-back cache), or written past the cache
+//! (`O_DIRECT`): every `write` is a request before it returns, also through io_uring, and a write
+//! through a descriptor with `O_DSYNC` is followed by a request to sync the file, before the caller
+//! hears of it. Maps read through the same cache.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use fuser::{
 };
 
 use super::model::{Body, Directory, File, Model};
-use super::state::{Operation, Shared, State};
+use super::state::{Direct, Operation, Shared, State};
 
 /// Names and attributes change through the kernel only, so it may keep them.
 const TTL: Duration = Duration::from_secs(3600);
@@ -239,8 +240,10 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        answer!(reply, self.at(Operation::Look, ino, |_| Ok(())));
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened =
+            self.at(Operation::Look, ino, |state| state.refuse_direct(flags.0, Direct::NotOpened));
+        answer!(reply, opened);
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
 
@@ -251,11 +254,12 @@ impl Filesystem for Adapter {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let read = self.at(Operation::Read, ino, |state| {
+            state.refuse_direct(flags.0, Direct::NotUsed)?;
             state.model.read(ino.0, offset, size).map(<[u8]>::to_vec)
         });
         let read = answer!(reply, read);
@@ -275,6 +279,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let written = self.at(Operation::Write, ino, |state| {
+            state.refuse_direct(flags.0, Direct::NotUsed)?;
             state.seen.writes += 1;
             let dsync = rustix::fs::OFlags::DSYNC.bits() as i32;
             state.seen.durable_writes += u64::from(flags.0 & dsync != 0);

@@ -91,6 +91,30 @@ pub struct Seen {
     pub failed: u64,
     /// Syncs of the same file after one of them failed.
     pub syncs_after_failure: u64,
+    /// Refused as [`State::direct`] says.
+    pub direct_refused: u64,
+}
+
+/// What a file system says to `O_DIRECT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    Supported,
+    /// Files cannot be opened so.
+    NotOpened,
+    /// They can, and reads and writes are refused: the pages are not what the disk wants.
+    NotUsed,
+}
+
+impl State {
+    /// Refuses an operation with these flags of its file, at this moment of its use.
+    pub fn refuse_direct(&mut self, flags: i32, at: Direct) -> Result<(), Errno> {
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        if flags & direct == 0 || self.direct != at {
+            return Ok(());
+        }
+        self.seen.direct_refused += 1;
+        Err(Errno::EINVAL)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,6 +131,7 @@ pub struct State {
     pub lies: Lies,
     pub faults: Vec<Fault>,
     pub seen: Seen,
+    pub direct: Direct,
     /// Bytes of all files at most.
     pub capacity: u64,
     trigger: Option<Trigger>,
@@ -131,6 +156,7 @@ impl Shared {
             lies,
             faults: Vec::new(),
             seen: Seen::default(),
+            direct: Direct::Supported,
             capacity: CAPACITY,
             trigger: None,
             phase: Phase::Running,

@@ -81,8 +81,10 @@ pub fn direct_memory(bytes: usize) -> io::Result<MmapMut> {
         return MmapMut::map_anon(bytes);
     }
     let memory = MmapMut::map_anon(bytes.next_multiple_of(HUGE_PAGE_BYTES))?;
+    // A last part that is small would be there as a whole.
+    let huge = (bytes / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES).max(HUGE_PAGE_BYTES);
     // Small pages do as well.
-    if let Err(error) = memory.advise(Advice::HugePage) {
+    if let Err(error) = memory.advise_range(Advice::HugePage, 0, huge) {
         tracing::trace!("no huge pages: {error}");
     }
     Ok(memory)
@@ -141,9 +143,10 @@ impl Drop for ReadBuffer {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_BUFFERS_MAX {
-            idle.push((memory, Instant::now()));
+        if idle.len() == IDLE_BUFFERS_MAX {
+            idle.remove(0);
         }
+        idle.push((memory, Instant::now()));
     }
 }
 

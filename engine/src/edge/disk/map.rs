@@ -81,6 +81,8 @@ impl Map for FileMap {
         let mut at = offset;
         while at < end {
             let step = (end - at).min(POPULATE_STEP_BYTES);
+            // Page by page otherwise, where nothing is read ahead.
+            self.map.advise_range(memmap2::Advice::WillNeed, at, step)?;
             match self.map.advise_range(memmap2::Advice::PopulateRead, at, step) {
                 Ok(()) => {}
                 // Kernels before 5.14 do not know it: then the pages come in when touched.

@@ -21,12 +21,15 @@ use std::rc::Rc;
 use bytes::Bytes;
 use io_uring::{opcode, types};
 use memmap2::MmapMut;
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 
 use super::super::disk::{direct_memory, is_not_direct};
 use super::super::ring::Ring;
 use super::super::{DIRECT_PAGE_BYTES as PAGE_BYTES, RingFile};
 use super::{length, not_nothing};
+
+/// Room for copies grows by so much.
+const ROOM_STEP_BYTES: usize = 64 << 10;
 
 /// A file whose writes are durable when they return.
 #[derive(Clone)]
@@ -38,7 +41,8 @@ pub struct UringFile {
 struct Inner {
     path: PathBuf,
     file: RefCell<Rc<File>>,
-    /// For the copies. Limit: as large as the largest write, up to a power of two.
+    /// For the copies. Limit: as large as the largest write, and less than [`ROOM_STEP_BYTES`]
+    /// more.
     room: RefCell<Option<MmapMut>>,
     /// Where the last write ended: its last page is in `last_page`.
     end: Cell<Option<u64>>,
@@ -68,15 +72,19 @@ impl UringFile {
     async fn write(&self, parts: &[Bytes], offset: u64) -> io::Result<()> {
         let file = &self.inner.file.borrow().clone();
         let bytes: usize = parts.iter().map(Bytes::len).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let known_end = self.inner.end.take();
         let head = usize::try_from(offset % PAGE_BYTES as u64).expect("less than a page");
         let whole = (head + bytes).next_multiple_of(PAGE_BYTES);
         let start = offset - head as u64;
         let mut pages = match self.inner.room.take() {
             Some(pages) if pages.len() >= whole => pages,
-            _ => direct_memory(whole.next_power_of_two())?,
+            _ => direct_memory(whole.next_multiple_of(ROOM_STEP_BYTES))?,
         };
         if head > 0 {
-            if self.inner.end.take() == Some(offset) {
+            if known_end == Some(offset) {
                 pages[..PAGE_BYTES].copy_from_slice(&self.inner.last_page.borrow());
             } else {
                 pages = self.read_page(file, pages, start).await?;
@@ -160,7 +168,10 @@ impl RingFile for UringFile {
 
 fn open(path: &Path, flags: OFlags) -> io::Result<Rc<File>> {
     let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map(Rc::new)
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    // Held by whatever is under way in it, even when this process has ended: see `Disk::settle`.
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
+    Ok(Rc::new(file))
 }
 
 #[cfg(test)]
@@ -243,6 +254,37 @@ mod tests {
         }
         let cold = disk.map("a").unwrap().read_cold(0, FILE_BYTES).unwrap();
         assert!(cold.expect("not in memory").iter().all(|byte| *byte == 1));
+    }
+
+    #[test]
+    fn a_file_is_settled_when_nobody_can_write_to_it_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = FileDisk::open(directory.path()).unwrap();
+        disk.write_durable_at("a", 0, &[9; FILE_BYTES]).unwrap();
+        let opened = disk.clone();
+        let other = std::fs::File::open(disk.path_of("a")).unwrap();
+        let lock = move || rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive);
+        run(Duration::from_secs(60), |edge| async move {
+            let file = edge.open_durable(&opened, "a").unwrap();
+            assert_eq!(lock(), Err(rustix::io::Errno::WOULDBLOCK));
+            let mut write = Box::pin(file.write_durable_parts(vec![vec![1; 8192].into()], 0));
+            let begun = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(write.as_mut().poll(context).is_pending())
+            });
+            assert!(begun.await);
+            // Nobody waits for it any more, and it is under way.
+            drop(write);
+            drop(file);
+            assert_eq!(lock(), Err(rustix::io::Errno::WOULDBLOCK));
+            while lock().is_err() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .unwrap();
+        disk.settle("a").unwrap();
+        let mut found = vec![0; 8192];
+        disk.read_exact_at("a", 0, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == 1));
     }
 
     #[test]
