@@ -61,16 +61,16 @@ fn a_start_waits_for_writes_of_a_process_that_has_ended() {
     let mut node = stopped_primary(scratch.path(), 5);
     let segment = File::open(&segments(&node.directory)[0].1).unwrap();
     rustix::fs::flock(&segment, rustix::fs::FlockOperation::LockShared).unwrap();
-    let written = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            written.store(true, std::sync::atomic::Ordering::SeqCst);
-            rustix::fs::flock(&segment, rustix::fs::FlockOperation::Unlock).unwrap();
-        });
-        node.start();
-        assert!(written.load(std::sync::atomic::Ordering::SeqCst), "it has started before");
-    });
+    let before = node.log().len();
+    node.spawn();
+    let until = std::time::Instant::now() + PATIENCE;
+    while !node.log()[before..].contains("waiting for the last write of a killed process") {
+        assert!(node.is_running() && std::time::Instant::now() < until, "{}", node.log());
+        assert!(!node.log()[before..].contains("log recovered"), "{}", node.log());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    rustix::fs::flock(&segment, rustix::fs::FlockOperation::Unlock).unwrap();
+    node.until_listening();
     assert_rows(&node, 0..5, value);
 }
 

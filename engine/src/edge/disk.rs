@@ -271,15 +271,24 @@ impl Disk for FileDisk {
     fn settle(&self, name: &str) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(self.full_path(name))?;
         let until = Instant::now() + SETTLE_MAX;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Err(Errno::WOULDBLOCK) if Instant::now() < until => {
-                    std::thread::sleep(SETTLE_PAUSE);
-                }
-                Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-                locked => return Ok(locked?),
+        let mut told = false;
+        while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK {
+                return Err(error.into());
             }
+            if Instant::now() >= until {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the last write of a killed process is not done: the disk does not answer",
+                ));
+            }
+            if !told {
+                tracing::warn!("waiting for the last write of a killed process to {name}");
+                told = true;
+            }
+            std::thread::sleep(SETTLE_PAUSE);
         }
+        Ok(())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

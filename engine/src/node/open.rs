@@ -98,11 +98,7 @@ fn settle<D: Disk>(disk: &D, bases: impl Iterator<Item = Lsn>) -> Result<(), Nod
     for base in bases {
         let name = segment_file_name(base);
         disk.settle(&name).map_err(|error| {
-            NodeError::disk(&format!(
-                "a write to {} of a process that has ended is still under way ({error}): the disk \
-                 does not answer",
-                disk.path(&name)
-            ))
+            NodeError::disk(&format!("cannot wait for writes to {}: {error}", disk.path(&name)))
         })?;
     }
     Ok(())

@@ -57,10 +57,12 @@ pub async fn prepare_segments<E: Edge>(node: Rc<Node<E>>) {
 /// Pause between attempts to make a segment on a full disk.
 const DISK_FULL_PAUSE: Duration = Duration::from_millis(500);
 
-/// Whether the log's end is in the second half of the segment at `base`, or behind it: then it is
-/// time for the next one. Before that, a replica with a backlog leaves the disk to it.
-fn is_near(end: Lsn, base: Lsn, segment_bytes: u64) -> bool {
-    end >= base.plus(segment_bytes / 2)
+/// Whether a replica that has made `durable` leaves the disk to its backlog, which goes up to
+/// `end`, before it prepares the segment that begins at `next`: not once `end` is in the second
+/// half of the segment before that, or behind it.
+fn leaves_disk(durable: Lsn, end: Lsn, (next, bytes): (Lsn, u64), write_bytes_max: u64) -> bool {
+    let backlog = end.0.saturating_sub(durable.0);
+    backlog > BACKLOG_WRITES * write_bytes_max && end.plus(bytes / 2) < next
 }
 
 /// More than so many of the largest writes are a backlog: with defaults, 8 MiB.
@@ -74,13 +76,11 @@ fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
         Role::Replica(replica) => {
             let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
             let body_max = node.frame_body_bytes_max.get() as u64;
-            let primary_end = replica.upstream.borrow().appended;
-            let backlog = primary_end.0.saturating_sub(node.durable.get().0);
-            let is_backlog = backlog > BACKLOG_WRITES * write_bytes_max(body_max);
-            if is_backlog && !is_near(primary_end, base, bytes) {
+            let (end, next) = (replica.upstream.borrow().appended, base.plus(bytes));
+            if leaves_disk(node.durable.get(), end, (next, bytes), write_bytes_max(body_max)) {
                 return None;
             }
-            Some(SegmentHeader::new(node.log_id.get(), base.plus(bytes), bytes, body_max))
+            Some(SegmentHeader::new(node.log_id.get(), next, bytes, body_max))
         }
     }
 }
@@ -388,9 +388,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_next_segment_is_wanted_once_the_log_is_in_the_second_half() {
-        let near = |end| is_near(Lsn(end), Lsn(1 << 20), 1 << 20);
-        assert!(!near(0) && !near(1 << 20) && !near((3 << 19) - 8));
-        assert!(near(3 << 19) && near(2 << 20) && near(1 << 40));
+    fn a_backlog_comes_before_a_segment_that_is_not_needed_soon() {
+        const SEGMENT: u64 = 1 << 20;
+        let leaves = |durable, end| leaves_disk(Lsn(durable), Lsn(end), (Lsn(SEGMENT), SEGMENT), 8);
+        let half = SEGMENT / 2;
+        assert!(leaves(0, 40) && leaves(0, half - 8) && leaves(half - 48, half - 8));
+        assert!(!leaves(0, 32) && !leaves(half - 40, half - 8), "no backlog");
+        assert!(!leaves(100, 40), "ahead of what is known of the primary");
+        assert!(!leaves(0, half) && !leaves(0, SEGMENT) && !leaves(0, 9 * SEGMENT), "needed soon");
     }
 }

@@ -21,7 +21,7 @@ const HUGE_BYTES_MIN: usize = 512 << 10;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// What is read into a buffer is at least one part in so many of it.
 const LARGER_MAX: usize = 4;
-/// Buffers that wait to serve again: more are freed at once.
+/// Buffers that wait to serve again: for one more the oldest is freed.
 const IDLE_BUFFERS_MAX: usize = 8;
 /// After this time those too.
 const IDLE_MAX: Duration = Duration::from_secs(1);
