@@ -104,9 +104,6 @@ const SMALL_WRITE_BYTES_MAX: usize = 32 << 10;
 /// Longer than a turn of another node or the work of an interrupt takes: a program that computes
 /// keeps a core for milliseconds.
 const CORE_TAKEN_MAX: Duration = Duration::from_micros(100);
-/// A replica that nobody waits for gives way sooner: on the same machine its primary needs the core
-/// more.
-const CORE_TAKEN_BY_PRIMARY_MAX: Duration = Duration::from_micros(20);
 
 /// What the writer does next.
 enum Next {
@@ -271,7 +268,7 @@ impl<E: Edge> Node<E> {
     /// A replica that has received a little, not committed yet, is about to be told that it is.
     pub(super) fn stay_awake_for_notice(&self, received_bytes: usize) {
         if received_bytes <= SMALL_WRITE_BYTES_MAX && self.committed.get() < self.appended.get() {
-            self.edge.stay_awake(self.busy_poll(), CORE_TAKEN_BY_PRIMARY_MAX);
+            self.edge.stay_awake(self.busy_poll(), CORE_TAKEN_MAX);
         } else {
             self.edge.may_sleep();
         }
