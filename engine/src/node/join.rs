@@ -63,7 +63,11 @@ pub(super) async fn prepare<E: Edge>(
     };
     take_over(node, &follow, welcome).await?;
     // What an earlier primary had written is no backlog.
-    replica.upstream.borrow_mut().appended = welcome.committed.max(welcome.resume);
+    {
+        let mut upstream = replica.upstream.borrow_mut();
+        upstream.appended = welcome.committed.max(welcome.resume);
+        upstream.told = false;
+    }
     node.forget_committed_above(welcome.resume, follow.cut_to.is_some());
     if let Some(to) = follow.cut_to {
         node.cut_tail(replica, to).await.map_err(Ended::Fatal)?;

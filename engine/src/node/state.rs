@@ -209,6 +209,8 @@ pub struct Upstream {
     pub last_error: String,
     /// End of the primary's log, as last heard.
     pub appended: Lsn,
+    /// Whether it has said so itself on this link: what it has committed may be much less.
+    pub told: bool,
     /// Last sign of life.
     pub heard: Nanos,
     /// Links made.

@@ -107,6 +107,7 @@ fn notice<E: Edge>(node: &Node<E>, replica: &ReplicaRole, message: Message) -> R
     {
         let mut upstream = replica.upstream.borrow_mut();
         upstream.appended = upstream.appended.max(notice.appended);
+        upstream.told = true;
         upstream.heard = node.edge.now();
     }
     replica.gathers.set(notice.flags & NOTICE_WANTS_DURABLE == 0);

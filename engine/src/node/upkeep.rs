@@ -72,7 +72,7 @@ fn next_header<E: Edge>(node: &Node<E>) -> Option<SegmentHeader> {
     match &node.role {
         Role::Primary(primary) => Some(primary.appender.borrow().next_layout().header),
         // Which kind it takes is known when the primary has said how far its log goes.
-        Role::Replica(replica) if replica.upstream.borrow().appended == Lsn::ZERO => None,
+        Role::Replica(replica) if !replica.upstream.borrow().told => None,
         Role::Replica(replica) => {
             let (base, bytes) = node.segments.maps.borrow().segment_of(node.appended.get())?;
             let body_max = node.frame_body_bytes_max.get() as u64;
