@@ -48,8 +48,8 @@ pub trait Edge: Clone + 'static {
     /// Opens a file of `disk` for writing through the ring, each write durable when it returns.
     fn open_durable(&self, disk: &Self::Disk, name: &str) -> io::Result<Self::File>;
     /// Something is expected within so long: this thread looks for it instead of sleeping, as long
-    /// as nobody else keeps the core for `taken_max` at once.
-    fn stay_awake(&self, time: Duration, taken_max: Duration);
+    /// as nobody else keeps the core for long at once.
+    fn stay_awake(&self, time: Duration);
     /// Nothing is expected any more.
     fn may_sleep(&self);
     /// Memory of this process's own that is resident, in bytes; pages of mapped files, which the

@@ -38,6 +38,9 @@ const RING_ENTRIES: u32 = 4096;
 const ACCEPT_BACKLOG: i32 = 1024;
 /// Most parts of one gathered write; the kernel's limit is 1024.
 const PARTS_MAX: usize = 256;
+/// Who keeps the core for longer needs it: longer than a turn of another node or the work of an
+/// interrupt takes, while a program that computes keeps it for milliseconds.
+const CORE_TAKEN_MAX: Duration = Duration::from_micros(100);
 /// Connections are not handed on to other programs.
 const CLOSE_ON_EXEC: i32 = rustix::net::SocketFlags::CLOEXEC.bits() as i32;
 
@@ -154,8 +157,8 @@ impl Edge for UringEdge {
         hasher.finish()
     }
 
-    fn stay_awake(&self, time: Duration, taken_max: Duration) {
-        self.inner.ring.stay_awake(time, taken_max);
+    fn stay_awake(&self, time: Duration) {
+        self.inner.ring.stay_awake(time, CORE_TAKEN_MAX);
     }
 
     fn may_sleep(&self) {

@@ -101,9 +101,6 @@ impl WriteQueue {
 
 /// A larger write takes long enough for sleeping, and comes of a load that needs the cores.
 const SMALL_WRITE_BYTES_MAX: usize = 32 << 10;
-/// Longer than a turn of another node or the work of an interrupt takes: a program that computes
-/// keeps a core for milliseconds.
-const CORE_TAKEN_MAX: Duration = Duration::from_micros(100);
 
 /// What the writer does next.
 enum Next {
@@ -249,7 +246,7 @@ impl<E: Edge> Node<E> {
     fn stay_awake_for_write(&self) {
         let longest = self.busy_poll();
         if Duration::from_nanos(self.writes.small_write_ns.get()) < longest {
-            self.edge.stay_awake(longest, CORE_TAKEN_MAX);
+            self.edge.stay_awake(longest);
         }
     }
 
@@ -259,7 +256,7 @@ impl<E: Edge> Node<E> {
         match primary.and_then(|primary| primary.returning.wait_ns(self.edge.now())) {
             Some(expected) => {
                 let time = Duration::from_nanos(expected).min(self.busy_poll());
-                self.edge.stay_awake(time, CORE_TAKEN_MAX);
+                self.edge.stay_awake(time);
             }
             None => self.edge.may_sleep(),
         }
@@ -268,7 +265,7 @@ impl<E: Edge> Node<E> {
     /// A replica that has received a little, not committed yet, is about to be told that it is.
     pub(super) fn stay_awake_for_notice(&self, received_bytes: usize) {
         if received_bytes <= SMALL_WRITE_BYTES_MAX && self.committed.get() < self.appended.get() {
-            self.edge.stay_awake(self.busy_poll(), CORE_TAKEN_MAX);
+            self.edge.stay_awake(self.busy_poll());
         } else {
             self.edge.may_sleep();
         }

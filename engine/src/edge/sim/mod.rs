@@ -294,7 +294,7 @@ impl Edge for SimEdge {
         self.process.machine.world.with_random(Random::word)
     }
 
-    fn stay_awake(&self, _: Duration, _: Duration) {}
+    fn stay_awake(&self, _: Duration) {}
 
     fn may_sleep(&self) {}
 
