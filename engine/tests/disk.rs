@@ -145,6 +145,23 @@ fn a_flipped_bit_above_the_checkpoint_is_damage_unless_it_can_be_a_torn_write() 
 }
 
 #[test]
+fn where_a_clean_stop_ended_the_log_counts_until_the_next_start_and_no_longer() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut node = stopped_primary(scratch.path(), 20, &["--checkpoint-ms", "600000"]);
+    let end = frames(&node.directory).last().unwrap().clone();
+    node.start();
+    set_rows(&node, 20..120, value);
+    node.kill();
+    // All that the second run wrote first is lost, more than a write can tear.
+    let lost = vec![0; WRITE_BYTES_MAX as usize + 4096];
+    let file = File::options().write(true).open(&end.segment).unwrap();
+    file.write_all_at(&lost, end.offset() + end.bytes).unwrap();
+    let (code, log) = start_and_end(&mut node);
+    assert_eq!(code, 5, "{log}");
+    assert!(log.contains("a whole frame stands behind it"), "{log}");
+}
+
+#[test]
 fn damage_that_only_apply_reads_stops_the_start_and_a_peers_segment_heals_it() {
     let scratch = tempfile::tempdir().unwrap();
     // The checkpoint moves on, the table keeps everything in memory: a restart replays all.

@@ -35,6 +35,8 @@ named! {
         ForkedEpochRefused = "forked-epoch-refused",
         /// A primary refused a replica that has seen a newer epoch.
         StalePrimaryNoticed = "stale-primary-noticed",
+        /// A start believed the end that the stop before it had recorded.
+        EndKnown = "end-known",
         /// A replica was refused since committed rows differ.
         DivergedRefused = "diverged-refused",
         /// A replica was refused: what it needs was retired.

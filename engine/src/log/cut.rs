@@ -53,6 +53,7 @@ pub fn cut<D: Disk>(
     if state.checkpoint.is_some_and(|old| old.lsn > to) {
         state.checkpoint = Some(checkpoint);
     }
+    state.checkpoint_is_end = false;
     state.committed = state.committed.min(to);
     state.history.cut(to);
     state.store(disk)?;

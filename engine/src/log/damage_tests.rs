@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rowship_proto::{FrameHeader, LogId, Lsn};
 
-use super::node_state::Role;
+use super::node_state::{Checkpoint, Role};
 use super::segment::segment_file_name;
 use super::testing::{MemoryDisk, TINY_BODY_BYTES, TINY_SEGMENT_BYTES, TestLog};
 use super::tools::{TailState, dump, promote, verify};
@@ -74,6 +74,31 @@ fn a_flip_anywhere_is_damage_or_reads_as_a_torn_last_write() {
         }
     }
     assert!(torn > 0);
+}
+
+#[test]
+fn a_recorded_end_is_believed_just_there_and_spares_the_reading() {
+    let log = log(3);
+    let near = write_bytes_max(TINY_BODY_BYTES);
+    let at = log.frames.iter().position(|frame| frame.lsn >= log.layout.header.base).unwrap() + 2;
+    let (end, chain) = (log.frames[at].lsn, log.frames[at].chain_previous);
+    let checkpoint = Some(Checkpoint { lsn: end, chain, epoch: log.epoch });
+    let unsure = log.input(checkpoint);
+    let known = RecoverInput { checkpoint_is_end: true, ..unsure.clone() };
+    // Frames stand there: whatever was recorded, the log goes on.
+    assert_eq!(recover(&log.disk.fork(), &known).unwrap().end, log.next);
+    let zeroed = |bytes: u64| {
+        let (disk, base) = (log.disk.fork(), log.layout.header.base);
+        super::recover::zero(&disk, base, end, end.plus(bytes)).unwrap();
+        disk
+    };
+    // Less than one write is gone: what stands behind it is seen, and then all is read.
+    let disk = zeroed(near / 2);
+    assert_eq!(damaged_at(&recover(&disk, &known).unwrap_err()), end);
+    // One write and more is gone: only reading all the rest would show it.
+    let disk = zeroed(near + 4096);
+    assert_eq!(damaged_at(&recover(&disk, &unsure).unwrap_err()), end);
+    assert_eq!(recover(&disk, &known).unwrap().end, end);
 }
 
 #[test]

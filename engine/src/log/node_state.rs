@@ -84,6 +84,9 @@ pub struct NodeState {
     pub history: EpochHistory,
     /// From where recovery must find everything whole; none before the first roll or timer.
     pub checkpoint: Option<Checkpoint>,
+    /// The log ends at the checkpoint, and nothing stands behind it: after a clean stop or a
+    /// promotion. Whoever is to write to the log takes this back first, durably.
+    pub checkpoint_is_end: bool,
     /// Committed at least up to here: what readers of this node have seen stays seen.
     pub committed: Lsn,
     /// See [`TableDurable`].
@@ -157,6 +160,7 @@ impl NodeState {
             epoch_highest: Epoch::NONE,
             history: EpochHistory::default(),
             checkpoint: None,
+            checkpoint_is_end: false,
             committed: Lsn::ZERO,
             table_durable: TableDurable::default(),
             segment_bytes: 0,
@@ -236,7 +240,8 @@ struct SlotHead {
 #[repr(C)]
 struct StateBody {
     role: u32,
-    promoted: u32,
+    /// [`FLAG_PROMOTED`] and [`FLAG_CHECKPOINT_IS_END`].
+    flags: u32,
     log_id: LogId,
     node_id: u64,
     incarnation: u64,
@@ -254,6 +259,9 @@ struct StateBody {
     name_len: u32,
 }
 
+const FLAG_PROMOTED: u32 = 1;
+const FLAG_CHECKPOINT_IS_END: u32 = 2;
+const FLAGS: u32 = FLAG_PROMOTED | FLAG_CHECKPOINT_IS_END;
 const HEAD_BYTES: usize = 32;
 const _: () = assert!(size_of::<SlotHead>() == HEAD_BYTES);
 const _: () = assert!(size_of::<StateBody>() == 152);
@@ -302,7 +310,8 @@ fn encode(state: &NodeState, sequence: u64) -> Vec<u8> {
             Role::Primary => 1,
             Role::Replica => 2,
         },
-        promoted: u32::from(state.promoted),
+        flags: FLAG_PROMOTED * u32::from(state.promoted)
+            + FLAG_CHECKPOINT_IS_END * u32::from(state.checkpoint_is_end),
         log_id: state.log_id,
         node_id: state.node_id,
         incarnation: state.incarnation,
@@ -337,13 +346,16 @@ fn decode(slot: &Slot) -> Result<NodeState, &'static str> {
     if name.len() != fixed.name_len as usize || name.len() > NODE_NAME_BYTES_MAX {
         return Err("name length");
     }
+    if fixed.flags & !FLAGS != 0 {
+        return Err("flags");
+    }
     Ok(NodeState {
         role: match fixed.role {
             1 => Role::Primary,
             2 => Role::Replica,
             _ => return Err("role"),
         },
-        promoted: fixed.promoted != 0,
+        promoted: fixed.flags & FLAG_PROMOTED != 0,
         log_id: fixed.log_id,
         node_id: fixed.node_id,
         incarnation: fixed.incarnation,
@@ -355,6 +367,7 @@ fn decode(slot: &Slot) -> Result<NodeState, &'static str> {
             chain: fixed.checkpoint_chain,
             epoch: fixed.checkpoint_epoch,
         }),
+        checkpoint_is_end: fixed.flags & FLAG_CHECKPOINT_IS_END != 0,
         committed: fixed.committed,
         table_durable: TableDurable {
             lsn: fixed.table_durable_lsn,
@@ -397,7 +410,7 @@ mod tests {
         }
         state.checkpoint = None;
         state.name = "n".repeat(NODE_NAME_BYTES_MAX);
-        state.promoted = true;
+        (state.promoted, state.checkpoint_is_end) = (true, true);
         state.store(&disk).unwrap();
         assert_eq!(NodeState::load(&disk).unwrap(), Some(state));
         assert_eq!(disk.list().unwrap().len(), 1);

@@ -9,9 +9,14 @@
 //! behind X or in a later segment: if it does, X was durable, and X is damage. X is damage as well
 //! below the checkpoint, and when a whole header with right checksum and place stands at X but
 //! does not continue the log, since no torn write leaves that. Otherwise the log ends at X.
+//!
+//! To see that nothing stands behind X, all that is left of the log's files is read. Where X is the
+//! end that a clean stop has recorded, nothing was written since, and only the place of one write
+//! is looked at.
 
 use rowship_proto::control::SegmentEnd;
 use rowship_proto::frame::FrameError;
+use rowship_proto::sim::{Mark, mark};
 use rowship_proto::verify::{StreamVerifier, first_frame};
 use rowship_proto::{Epoch, EpochHistory, FRAME_HEADER_BYTES, FrameHeader, FrameKind, LogId, Lsn};
 
@@ -32,6 +37,9 @@ pub struct RecoverInput {
     pub log_id: LogId,
     /// Everything below must be whole; without one, reading starts at the oldest segment.
     pub checkpoint: Option<Checkpoint>,
+    /// Nothing was written behind the checkpoint: what lies further behind than one write need not
+    /// be read when the log ends just there.
+    pub checkpoint_is_end: bool,
     /// Epochs known so far.
     pub history: EpochHistory,
 }
@@ -40,8 +48,12 @@ impl RecoverInput {
     /// As `node.state` has it.
     #[must_use]
     pub fn of(state: &NodeState) -> RecoverInput {
-        let (log_id, checkpoint) = (state.log_id, state.checkpoint);
-        RecoverInput { log_id, checkpoint, history: state.history.clone() }
+        RecoverInput {
+            log_id: state.log_id,
+            checkpoint: state.checkpoint,
+            checkpoint_is_end: state.checkpoint_is_end,
+            history: state.history.clone(),
+        }
     }
 }
 
@@ -260,19 +272,30 @@ impl<'a, D: Disk> Walk<'a, D> {
             return Err(self.scan.damage(at, format!("{error}, below the checkpoint")));
         }
         let far = at.plus(write_bytes_max(self.header.frame_body_bytes_max));
+        let residue = self.scan.find_live_frame(at.plus(8), far, seed)?.is_some();
+        let nothing = !live && !residue;
+        if nothing && self.is_known_end(at) {
+            mark(Mark::EndKnown);
+            return Ok(None);
+        }
         if let Some(beyond) = self.scan.find_live_frame(far, self.scan.end(), seed)? {
             let what = format!("{error}, but a whole frame stands behind it at LSN {beyond}");
             return Err(self.scan.damage(at, what));
         }
         self.check_nothing_behind(self.header.end(), &error.to_string())?;
-        let residue = self.scan.find_live_frame(at.plus(8), far, seed)?.is_some();
-        if !live && !residue {
+        if nothing {
             return Ok(None);
         }
         let end = far.min(self.scan.end());
         let bytes = self.scan.bytes(at, end.since(at))?;
         let bytes_dropped = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         Ok(Some(TornTail { at, bytes_dropped: bytes_dropped as u64, what: error }))
+    }
+
+    /// Whether the process before has recorded that it ended its log here.
+    fn is_known_end(&self, at: Lsn) -> bool {
+        self.input.checkpoint_is_end
+            && self.input.checkpoint.is_some_and(|checkpoint| checkpoint.lsn == at)
     }
 
     fn check_nothing_behind(&mut self, base: Lsn, what: &str) -> Result<(), LogError> {

@@ -51,6 +51,9 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         state.frame_body_bytes_max = settings.cluster.frame_body_bytes_max as u64;
     }
     state.name = settings.node.name.as_str().to_owned();
+    let input = RecoverInput::of(&state);
+    // Before anything is written to the log.
+    state.checkpoint_is_end = false;
     state.store(disk).map_err(|error| NodeError::state(&error))?;
     let segments = list_segments(disk).map_err(|error| NodeError::log(&error))?;
     let untouched = state.history.entries().is_empty() && state.checkpoint.is_none();
@@ -63,7 +66,7 @@ pub fn find<E: Edge>(edge: &E, disk: &E::Disk, settings: &Settings) -> Result<Fo
         prepare_next(disk, &header, Fill::Zeroes).map_err(|error| NodeError::log(&error))?;
     }
     settle(disk, segments.iter().map(|(base, _)| *base))?;
-    let recovered = recover(disk, &RecoverInput::of(&state));
+    let recovered = recover(disk, &input);
     let mut recovered = recovered.map_err(|error| NodeError::log(&error))?;
     // Headers say it only up to the frame before the last one: the last rows that readers saw
     // would be hidden again until somebody says that they are committed.

@@ -397,6 +397,7 @@ async fn close<E: Edge>(node: &Rc<Node<E>>) -> Result<(), NodeError> {
     match stop {
         Some(Stop::Failed(error)) => Err(error),
         _ => {
+            node.store_end().await?;
             tracing::info!("stopped");
             Ok(())
         }
@@ -408,7 +409,7 @@ const CLOSE_PAUSE: Duration = Duration::from_millis(500);
 
 impl<E: Edge> Node<E> {
     /// Nothing is being written, and nothing waits to be.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         let open = self.primary().is_some_and(|p| p.appender.borrow().end() > self.durable.get());
         self.writes.is_idle() && !open
     }

@@ -304,6 +304,26 @@ impl<E: Edge> Node<E> {
         .await
     }
 
+    /// The last thing of a clean stop: the log ends where it is durable, and stays so. The next
+    /// start need not look for more behind. A log whose last write is not over is left as it is.
+    pub(super) async fn store_end(&self) -> Result<(), NodeError> {
+        let end = || {
+            let end = self.durable_end.get();
+            let ended = self.is_closing() && self.is_quiet() && self.appended.get() == end.lsn;
+            (ended && end.lsn != rowship_proto::Lsn::ZERO).then_some(end)
+        };
+        if end().is_none() {
+            return Ok(());
+        }
+        self.update_state(|state| {
+            // Under the lock: a cut may have moved it meanwhile.
+            if let Some(end) = end() {
+                (state.checkpoint, state.checkpoint_is_end) = (Some(end), true);
+            }
+        })
+        .await
+    }
+
     /// The table has no space to flush: apply waits for it, and writes are refused.
     fn pause_table(&self, error: &TableError) {
         sim::mark(sim::Mark::ApplyPaused);

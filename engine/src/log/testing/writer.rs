@@ -185,7 +185,12 @@ impl<D: Disk> TestLog<D> {
     /// What a node that knows all epochs and this checkpoint recovers with.
     #[must_use]
     pub fn input(&self, checkpoint: Option<Checkpoint>) -> RecoverInput {
-        RecoverInput { log_id: TEST_LOG, checkpoint, history: self.history.clone() }
+        RecoverInput {
+            log_id: TEST_LOG,
+            checkpoint,
+            checkpoint_is_end: false,
+            history: self.history.clone(),
+        }
     }
 
     /// A node's state that fits this log.

@@ -41,7 +41,7 @@ pub fn promote<D: Disk>(disk: &D) -> Result<Promoted, LogError> {
     state.role = Role::Primary;
     state.promoted = true;
     state.history = recovered.history.clone();
-    state.checkpoint = Some(recovered.checkpoint());
+    (state.checkpoint, state.checkpoint_is_end) = (Some(recovered.checkpoint()), true);
     if recovered.epoch.counter > state.epoch_highest.counter {
         state.epoch_highest = recovered.epoch;
     }
