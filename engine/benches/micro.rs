@@ -91,19 +91,19 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = at_most(9_070_000))]
+#[library_benchmark(config = at_most(8_470_000))]
 #[bench::transactions_of_1(keys(ROWS), 1)]
 fn encode_ones(keys: Vec<[u8; 8]>, transaction_rows: usize) -> Vec<u8> {
     encode(black_box(&keys), transaction_rows)
 }
 
-#[library_benchmark(config = at_most(5_810_000))]
+#[library_benchmark(config = at_most(5_260_000))]
 #[bench::transactions_of_100(keys(ROWS), 100)]
 fn encode_hundreds(keys: Vec<[u8; 8]>, transaction_rows: usize) -> Vec<u8> {
     encode(black_box(&keys), transaction_rows)
 }
 
-#[library_benchmark(config = at_most(4_390_000))]
+#[library_benchmark(config = at_most(3_390_000))]
 #[bench::rows(stream(ROWS))]
 fn verify(stream: Vec<u8>) -> u64 {
     let (seed, body_max) = (LOG.seed(), BODY_BYTES_MAX);
@@ -122,14 +122,14 @@ fn verify(stream: Vec<u8>) -> u64 {
 }
 
 // All rows have keys of their own.
-#[library_benchmark(config = at_most(8_180_000))]
+#[library_benchmark(config = at_most(7_260_000))]
 #[bench::different_keys(window(u64::MAX))]
 fn plan_window(window: Window) -> usize {
     plan(black_box(&window), Share { index: 0, count: 1 }, LOG.seed()).expect("valid").rows.len()
 }
 
 // Each key comes a hundred times: its last image stays.
-#[library_benchmark(config = at_most(12_160_000))]
+#[library_benchmark(config = at_most(11_170_000))]
 #[bench::hundred_keys(window(100))]
 fn coalesce_window(window: Window) -> usize {
     let rows =
@@ -139,7 +139,7 @@ fn coalesce_window(window: Window) -> usize {
 }
 
 // A lane's whole turn, into the plain table.
-#[library_benchmark(config = at_most(35_540_000))]
+#[library_benchmark(config = at_most(34_520_000))]
 #[bench::different_keys(lane(u64::MAX))]
 fn turn((mut lane, window): (Lane<MemoryTable>, Arc<Window>)) -> bool {
     lane.turn(black_box(&window)).expect("valid").is_some()

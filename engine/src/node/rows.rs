@@ -348,7 +348,10 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
         let mut pending = primary.pending.borrow_mut();
         let mut existence = primary.existence.borrow_mut();
         for (row, image, existed) in writes {
-            existence.put(&row, image.is_some());
+            // Most rows are there before and after: that is remembered already.
+            if existed != Existed::Yes || image.is_none() {
+                existence.put(&row, image.is_some());
+            }
             let rows_delta = operation(image.as_ref()).rows_delta(existed);
             let image = PendingImage { end, connection: self.connection, image };
             pending.insert(row, image, rows_delta);

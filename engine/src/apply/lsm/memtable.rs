@@ -39,12 +39,14 @@ const SHARD_BITS_MAX: u32 = 8;
 const VERSION_OVERHEAD_BYTES: u64 = 48;
 /// Bits of a place within a chunk: chunks of 64 KiB, and larger ones for a row that needs it.
 const CHUNK_BITS: u32 = 16;
+/// See [`Entry::same_key`]. With it, a row is replaced without a look at the newer one.
+const SAME_KEY: u32 = 1 << 31;
 const CHUNK_BYTES: usize = 1 << CHUNK_BITS;
 const ROW_HEADER_BYTES: usize = 8;
 /// Keys that are brought in at once without asking for memory.
 const BROUGHT_IN: usize = 16;
 /// Of each row, so many lines of the processor's cache: as long as most rows are.
-const BROUGHT_IN_LINES: usize = 3;
+const BROUGHT_IN_LINES: usize = 4;
 const LINE_BYTES: usize = 64;
 
 /// A memtable.
@@ -68,11 +70,21 @@ struct Entry {
     lsn: u64,
     /// Bits of the hash behind those that all of a bucket share.
     tag: u32,
-    /// Chunk and place in it: see [`CHUNK_BITS`].
-    place: u32,
+    /// Chunk and place in it: see [`CHUNK_BITS`]; and [`SAME_KEY`].
+    at: u32,
 }
 
 impl Entry {
+    /// Chunk and place in it.
+    fn place(&self) -> usize {
+        (self.at & !SAME_KEY) as usize
+    }
+
+    /// Known to be of the same key as the entry in front of it. (If not, it may be.)
+    fn same_key(&self) -> bool {
+        self.at & SAME_KEY != 0
+    }
+
     fn order(&self) -> (u32, u64) {
         (self.tag, self.lsn)
     }
@@ -93,8 +105,8 @@ impl Version<'_> {
 
 impl Shard {
     fn version(&self, entry: Entry) -> Version<'_> {
-        let chunk = &self.chunks[(entry.place >> CHUNK_BITS) as usize];
-        let row = &chunk[entry.place as usize % CHUNK_BYTES..];
+        let chunk = &self.chunks[entry.place() >> CHUNK_BITS];
+        let row = &chunk[entry.place() % CHUNK_BYTES..];
         let (lengths, row) = row.split_at(ROW_HEADER_BYTES);
         let length = |at: usize| {
             let bytes = lengths[at..at + 4].try_into().expect("four bytes");
@@ -125,14 +137,14 @@ impl Shard {
         if older.tag != tag || keep.needs(Lsn(older.lsn), Lsn(newer.lsn)) {
             return None;
         }
-        let same_key = |entry: &Entry| entry.tag == tag && self.version(*entry).is(key);
-        (same_key(older) && same_key(newer)).then_some(at - 2)
+        let is = |entry: &Entry| self.version(*entry).is(key);
+        (is(older) && (newer.same_key() || is(newer))).then_some(at - 2)
     }
 
     /// Writes over the row at `place` if the new one has its size. Its key is the same.
-    fn overwrite(&mut self, place: u32, key: (&[u8], &[u8]), value: (&[u8], &[u8])) -> bool {
-        let chunk = &mut self.chunks[(place >> CHUNK_BITS) as usize];
-        let row = &mut chunk[place as usize % CHUNK_BYTES..];
+    fn overwrite(&mut self, place: usize, key: (&[u8], &[u8]), value: (&[u8], &[u8])) -> bool {
+        let chunk = &mut self.chunks[place >> CHUNK_BITS];
+        let row = &mut chunk[place % CHUNK_BYTES..];
         let (lengths, row) = row.split_at_mut(ROW_HEADER_BYTES);
         let value_bytes = value.0.len() + value.1.len();
         if lengths[4..] != (value_bytes as u32).to_le_bytes() {
@@ -159,7 +171,8 @@ impl Shard {
         let number = self.chunks.len() - 1;
         let chunk = &mut self.chunks[number];
         let place = u32::try_from(number << CHUNK_BITS | chunk.len());
-        let place = place.expect("a shard is a small part of a memtable, not 4 GiB");
+        let place = place.ok().filter(|place| place & SAME_KEY == 0);
+        let place = place.expect("a shard is a small part of a memtable, not 2 GiB");
         chunk.extend_from_slice(&(key_bytes as u32).to_le_bytes());
         chunk.extend_from_slice(&(value_bytes as u32).to_le_bytes());
         for part in [key.0, key.1, value.0, value.1] {
@@ -196,17 +209,24 @@ impl Memtable {
             return;
         }
         let shard = &mut *shard;
+        if let Some(behind) = shard.buckets[bucket].get_mut(at) {
+            behind.at &= !SAME_KEY;
+        }
         if let Some(gone) = shard.oldest_not_needed(bucket, at, key, keep) {
-            let Entry { place, .. } = shard.buckets[bucket][gone];
+            let place = shard.buckets[bucket][gone].place();
             if shard.overwrite(place, key, value) {
-                // Those between are newer, and the new one is newer still.
-                shard.buckets[bucket][gone..at].rotate_left(1);
-                shard.buckets[bucket][at - 1] = Entry { lsn: lsn.0, tag, place };
+                // The one between is newer, and the new one is newer still.
+                shard.buckets[bucket][gone] = shard.buckets[bucket][gone + 1];
+                shard.buckets[bucket][gone].at &= !SAME_KEY;
+                let at = place as u32 | SAME_KEY;
+                shard.buckets[bucket][gone + 1] = Entry { lsn: lsn.0, tag, at };
                 return;
             }
         }
-        let place = shard.append(key, value);
-        shard.buckets[bucket].insert(at, Entry { lsn: lsn.0, tag, place });
+        let before = at.checked_sub(1).map(|before| shard.buckets[bucket][before]);
+        let same = before.is_some_and(|it| it.tag == tag && shard.version(it).is(key));
+        let place = shard.append(key, value) | if same { SAME_KEY } else { 0 };
+        shard.buckets[bucket].insert(at, Entry { lsn: lsn.0, tag, at: place });
         let bytes = key.0.len() + key.1.len() + value.0.len() + value.1.len();
         self.bytes.fetch_add(bytes as u64 + VERSION_OVERHEAD_BYTES, Ordering::Relaxed);
     }
@@ -224,11 +244,13 @@ impl Memtable {
                 seen += shard.buckets[*bucket].len();
             }
             for (_, bucket, tag) in of_one_shard {
-                let entries = shard.buckets[*bucket].iter().filter(|entry| entry.tag == *tag);
-                for Entry { place, .. } in entries {
-                    let chunk = &shard.chunks[(place >> CHUNK_BITS) as usize];
-                    let at = *place as usize % CHUNK_BYTES;
-                    for line in chunk[at..].chunks(LINE_BYTES).take(BROUGHT_IN_LINES) {
+                // The last but one is what is mostly written over; the last is not looked at.
+                let of_tag = |entry: &&Entry| entry.tag == *tag;
+                let mut newest_first = shard.buckets[*bucket].iter().rev().filter(of_tag);
+                if let Some(older) = newest_first.nth(1) {
+                    let chunk = &shard.chunks[older.place() >> CHUNK_BITS];
+                    let row = &chunk[older.place() % CHUNK_BYTES..];
+                    for line in row.chunks(LINE_BYTES).take(BROUGHT_IN_LINES) {
                         seen += usize::from(line[0]);
                     }
                 }
@@ -438,6 +460,38 @@ mod tests {
         let versions = table.versions().filter(|entry| entry.key.user_key == a).count();
         assert!(versions < 12, "{versions} versions of one row");
         assert!(table.bytes() < 1_500, "{}", table.bytes());
+    }
+
+    /// Three keys of one hash, whose versions come in any order within a window.
+    #[test]
+    fn what_is_replaced_is_never_another_keys_version() {
+        let table = Memtable::new(4 << 10);
+        let snapshots = Snapshots::new(Mark::ZERO);
+        let keys = ["a", "b", "c"].map(|name| key(9, name));
+        let found = |at: u64| keys.each_ref().map(|key| table.get(key, Lsn(at), text));
+        let (mut shown, mut state, mut lsn) = ([const { None }; 3], 11u64, 8);
+        for _ in 0..3_000 {
+            let (keep, before, mut newest) = (snapshots.keep(), lsn, shown.clone());
+            let mut writes = Vec::new();
+            for _ in 0..1 + state % 5 {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let which = [0, 0, 0, 0, 0, 0, 1, 2][(state >> 40) as usize % 8];
+                let order = state >> 60;
+                newest[which] = Some(format!("{lsn:07}"));
+                writes.push((order, lsn, which));
+                lsn += 8;
+            }
+            writes.sort_unstable();
+            for (_, at, which) in writes {
+                insert_keeping(&table, &keys[which], at, &format!("{at:07}"), &keep);
+                assert_eq!(found(before), shown, "before the window is published");
+            }
+            snapshots.publish(Mark { lsn: Lsn(lsn), rows: 3 });
+            assert_eq!(found(lsn), newest);
+            shown = newest;
+        }
+        let rows = lsn / 8;
+        assert!(table.bytes() < 64 * rows, "some are replaced: {} of {rows} rows", table.bytes());
     }
 
     /// Rows beyond the size of a chunk, and chunks that are full to the byte.
