@@ -3,7 +3,7 @@
 mod support;
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rowship::cli::reply::Reply;
@@ -12,7 +12,7 @@ use rowship_proto::message::{Hello, Message, PROTOCOL_VERSIONS, Ready};
 use rowship_proto::{Epoch, EpochHistory, LogId, Lsn};
 use serde_json::Value;
 use support::peer::Peer;
-use support::{Frame, Node, assert_identical, assert_rows, frames, set_rows};
+use support::{Frame, Node, assert_identical, assert_rows, frames, segments, set_rows};
 
 fn text(reply: Reply) -> String {
     reply.text().unwrap_or_else(|| panic!("not text: {reply:?}"))
@@ -238,4 +238,54 @@ fn a_backlog_is_the_primarys_log_byte_for_byte() {
         assert_eq!((ours.lsn, ours.bytes), (theirs.lsn, theirs.bytes));
         assert!(read(ours) == read(theirs), "frame at LSN {}", ours.lsn);
     }
+}
+
+/// Bytes that this process has had written to disks, direct writes among them.
+fn written_bytes(node: &Node) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/io", node.pid())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.unwrap().parse().unwrap()
+}
+
+/// Nothing of it is committed: a new replica that takes that for the end of its primary's log
+/// fills the next segment with zeroes just before the backlog fills it.
+#[test]
+fn a_backlog_that_is_not_committed_is_written_once() {
+    const ROWS: usize = 4_000;
+    const SEGMENT_BYTES: u64 = 4 << 20;
+    let scratch = tempfile::tempdir().unwrap();
+    // Large writes: the last page of each is written once more with the next.
+    let large = ["--frame-body-bytes-max", "64KiB", "--segment-bytes", "4MiB"];
+    let large = [large, ["--transfer-bytes", "256KiB", "--send-window-bytes", "1MiB"]].concat();
+    let large = [&large[..], &["--uncommitted-bytes-max", "64MiB", "--table", "memory"]].concat();
+    let flags = [&large[..], &["--ack", "semi-sync 1 durable"]].concat();
+    let mut primary = Node::primary(scratch.path(), "primary", &flags);
+    primary.start();
+    let mut client = primary.client();
+    let fill = "x".repeat(3_000);
+    for row in 0..ROWS {
+        client.queue(&["SET", &format!("row:{row}"), &fill]);
+        if row % 50 == 49 {
+            client.flush().unwrap();
+        }
+    }
+    let backlog = (ROWS * fill.len()) as u64;
+    let durable = |status: &Value| status["log"]["durable"].as_u64().unwrap() >= backlog;
+    let status = primary.until("written", durable);
+    assert!(status["log"]["committed"].as_u64().unwrap() < backlog / 10);
+    let mut replica = Node::replica(scratch.path(), "r1", &primary, &large);
+    replica.start();
+    for _ in 0..ROWS {
+        assert!(client.receive().unwrap().error().is_none());
+    }
+    replica.catch_up_with(&primary);
+    replica.until("next segment", |_| segments(&replica.directory).len() == 4);
+    let written = written_bytes(&replica);
+    let size = |(_, path): &(u64, PathBuf)| path.metadata().unwrap().len();
+    let files: u64 = segments(&replica.directory).iter().map(size).sum();
+    // Every block once, as log or as zeroes; the first segment twice, since how far the primary's
+    // log goes is said after it was made. (Without a disk beneath nothing is counted.)
+    let once = files + SEGMENT_BYTES;
+    assert!(written < once + SEGMENT_BYTES / 2, "{written} bytes written, {once} expected");
+    assert_identical(&primary, &replica);
 }
