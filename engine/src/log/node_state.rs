@@ -85,7 +85,7 @@ pub struct NodeState {
     /// From where recovery must find everything whole; none before the first roll or timer.
     pub checkpoint: Option<Checkpoint>,
     /// The log ends at the checkpoint, and nothing stands behind it: after a clean stop or a
-    /// promotion. Whoever is to write to the log takes this back first, durably.
+    /// promotion. Whoever is to append to the log takes this back first, durably.
     pub checkpoint_is_end: bool,
     /// Committed at least up to here: what readers of this node have seen stays seen.
     pub committed: Lsn,

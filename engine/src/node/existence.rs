@@ -54,14 +54,15 @@ impl Existence {
         (self.place(row), Remembered { hash: row.hash, other })
     }
 
-    /// Whether the row exists, if that is remembered.
-    pub fn get(&self, row: &RowKey) -> Option<bool> {
+    /// Whether the row exists, if that is remembered; it counts as put just now.
+    pub fn get(&mut self, row: &RowKey) -> Option<bool> {
         let (place, wanted) = self.remembered(row);
-        let same = |found: &&Remembered| {
-            found.hash == wanted.hash && found.other & !EXISTS == wanted.other
-        };
-        let found = self.places[place].0.iter().find(same)?;
-        Some(found.other & EXISTS != 0)
+        let same =
+            |found: &Remembered| found.hash == wanted.hash && found.other & !EXISTS == wanted.other;
+        let ways = &mut self.places[place].0;
+        let at = ways.iter().position(same)?;
+        ways[..=at].rotate_right(1);
+        Some(ways[0].other & EXISTS != 0)
     }
 
     /// Looks at the places of rows: the memory of all of them is on its way at once.
@@ -113,6 +114,16 @@ mod tests {
         assert!((200..=256).contains(&kept.len()), "{} of 256 places are used", kept.len());
         assert!(kept.iter().all(|n| existence.get(&row(*n)) == Some(n % 3 == 0)));
         assert!(kept.iter().sum::<u64>() / kept.len() as u64 > rows * 3 / 4, "the newest stay");
+    }
+
+    #[test]
+    fn a_row_that_is_asked_for_stays() {
+        let mut existence = Existence::new(size_of::<Place>() as u64, 7);
+        (0..4).for_each(|number| existence.put(&row(number), true));
+        assert_eq!(existence.get(&row(0)), Some(true));
+        existence.put(&row(4), true);
+        let kept = [0, 1, 2, 3, 4].map(|number| existence.get(&row(number)).is_some());
+        assert_eq!(kept, [true, false, true, true, true]);
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl<'a, E: Edge> TransactionRows<'a, E> {
 
     /// Whether the row exists, pending writes included. None when it must be fetched to know.
     fn exists(&self, primary: &PrimaryRole<E>, client_key: &Bytes, row: &RowKey) -> Option<bool> {
-        if let Some(exists) = primary.existence.borrow().get(row) {
+        if let Some(exists) = primary.existence.borrow_mut().get(row) {
             return Some(exists);
         }
         let pending = primary.pending.borrow().latest(row).map(|latest| latest.image.is_some());

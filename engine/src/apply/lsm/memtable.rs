@@ -6,8 +6,8 @@
 //! follow some twenty pointers.
 //!
 //! ```text
-//! hash:   | shard | bucket | tag: 32 bits | ... |
-//! bucket: entries (tag, LSN, place of the row), in order of (tag, LSN)
+//! hash:   | shard | bucket | tag: 31 bits | ... |
+//! bucket: entries (tag, same key as before?, LSN, place of the row), in order of (tag, LSN)
 //! row:    | key bytes: u32 | value bytes: u32 | storage key ... | value ... |
 //! ```
 //!
@@ -39,8 +39,6 @@ const SHARD_BITS_MAX: u32 = 8;
 const VERSION_OVERHEAD_BYTES: u64 = 48;
 /// Bits of a place within a chunk: chunks of 64 KiB, and larger ones for a row that needs it.
 const CHUNK_BITS: u32 = 16;
-/// See [`Entry::same_key`]. With it, a row is replaced without a look at the newer one.
-const SAME_KEY: u32 = 1 << 31;
 const CHUNK_BYTES: usize = 1 << CHUNK_BITS;
 const ROW_HEADER_BYTES: usize = 8;
 /// Keys that are brought in at once without asking for memory.
@@ -68,25 +66,27 @@ type Bucket = SmallVec<[Entry; 3]>;
 #[derive(Clone, Copy)]
 struct Entry {
     lsn: u64,
-    /// Bits of the hash behind those that all of a bucket share.
+    /// Bits of the hash behind those that all of a bucket share, above [`SAME_KEY`].
     tag: u32,
-    /// Chunk and place in it: see [`CHUNK_BITS`]; and [`SAME_KEY`].
-    at: u32,
+    /// Chunk and place in it: see [`CHUNK_BITS`].
+    place: u32,
 }
 
+/// Of an entry's tag: it is known to be of the same key as the entry in front of it. (If not, it may
+/// be.) With it, a row is replaced without a look at the newer one.
+const SAME_KEY: u32 = 1;
+
 impl Entry {
-    /// Chunk and place in it.
-    fn place(&self) -> usize {
-        (self.at & !SAME_KEY) as usize
+    fn tag(&self) -> u32 {
+        self.tag & !SAME_KEY
     }
 
-    /// Known to be of the same key as the entry in front of it. (If not, it may be.)
     fn same_key(&self) -> bool {
-        self.at & SAME_KEY != 0
+        self.tag & SAME_KEY != 0
     }
 
     fn order(&self) -> (u32, u64) {
-        (self.tag, self.lsn)
+        (self.tag(), self.lsn)
     }
 }
 
@@ -105,8 +105,8 @@ impl Version<'_> {
 
 impl Shard {
     fn version(&self, entry: Entry) -> Version<'_> {
-        let chunk = &self.chunks[entry.place() >> CHUNK_BITS];
-        let row = &chunk[entry.place() % CHUNK_BYTES..];
+        let chunk = &self.chunks[(entry.place >> CHUNK_BITS) as usize];
+        let row = &chunk[entry.place as usize % CHUNK_BYTES..];
         let (lengths, row) = row.split_at(ROW_HEADER_BYTES);
         let length = |at: usize| {
             let bytes = lengths[at..at + 4].try_into().expect("four bytes");
@@ -133,8 +133,7 @@ impl Shard {
     ) -> Option<usize> {
         let entries = &self.buckets[bucket][..at];
         let [.., older, newer] = entries else { return None };
-        let tag = newer.tag;
-        if older.tag != tag || keep.needs(Lsn(older.lsn), Lsn(newer.lsn)) {
+        if older.tag() != newer.tag() || keep.needs(Lsn(older.lsn), Lsn(newer.lsn)) {
             return None;
         }
         let is = |entry: &Entry| self.version(*entry).is(key);
@@ -142,9 +141,9 @@ impl Shard {
     }
 
     /// Writes over the row at `place` if the new one has its size. Its key is the same.
-    fn overwrite(&mut self, place: usize, key: (&[u8], &[u8]), value: (&[u8], &[u8])) -> bool {
-        let chunk = &mut self.chunks[place >> CHUNK_BITS];
-        let row = &mut chunk[place % CHUNK_BYTES..];
+    fn overwrite(&mut self, place: u32, key: (&[u8], &[u8]), value: (&[u8], &[u8])) -> bool {
+        let chunk = &mut self.chunks[(place >> CHUNK_BITS) as usize];
+        let row = &mut chunk[place as usize % CHUNK_BYTES..];
         let (lengths, row) = row.split_at_mut(ROW_HEADER_BYTES);
         let value_bytes = value.0.len() + value.1.len();
         if lengths[4..] != (value_bytes as u32).to_le_bytes() {
@@ -171,8 +170,7 @@ impl Shard {
         let number = self.chunks.len() - 1;
         let chunk = &mut self.chunks[number];
         let place = u32::try_from(number << CHUNK_BITS | chunk.len());
-        let place = place.ok().filter(|place| place & SAME_KEY == 0);
-        let place = place.expect("a shard is a small part of a memtable, not 2 GiB");
+        let place = place.expect("a shard is a small part of a memtable, not 4 GiB");
         chunk.extend_from_slice(&(key_bytes as u32).to_le_bytes());
         chunk.extend_from_slice(&(value_bytes as u32).to_le_bytes());
         for part in [key.0, key.1, value.0, value.1] {
@@ -210,23 +208,24 @@ impl Memtable {
         }
         let shard = &mut *shard;
         if let Some(behind) = shard.buckets[bucket].get_mut(at) {
-            behind.at &= !SAME_KEY;
+            behind.tag &= !SAME_KEY;
         }
         if let Some(gone) = shard.oldest_not_needed(bucket, at, key, keep) {
-            let place = shard.buckets[bucket][gone].place();
+            let Entry { place, .. } = shard.buckets[bucket][gone];
             if shard.overwrite(place, key, value) {
                 // The one between is newer, and the new one is newer still.
                 shard.buckets[bucket][gone] = shard.buckets[bucket][gone + 1];
-                shard.buckets[bucket][gone].at &= !SAME_KEY;
-                let at = place as u32 | SAME_KEY;
-                shard.buckets[bucket][gone + 1] = Entry { lsn: lsn.0, tag, at };
+                shard.buckets[bucket][gone].tag &= !SAME_KEY;
+                let tag = tag | SAME_KEY;
+                shard.buckets[bucket][gone + 1] = Entry { lsn: lsn.0, tag, place };
                 return;
             }
         }
         let before = at.checked_sub(1).map(|before| shard.buckets[bucket][before]);
-        let same = before.is_some_and(|it| it.tag == tag && shard.version(it).is(key));
-        let place = shard.append(key, value) | if same { SAME_KEY } else { 0 };
-        shard.buckets[bucket].insert(at, Entry { lsn: lsn.0, tag, at: place });
+        let same = before.is_some_and(|it| it.tag() == tag && shard.version(it).is(key));
+        let place = shard.append(key, value);
+        let tag = if same { tag | SAME_KEY } else { tag };
+        shard.buckets[bucket].insert(at, Entry { lsn: lsn.0, tag, place });
         let bytes = key.0.len() + key.1.len() + value.0.len() + value.1.len();
         self.bytes.fetch_add(bytes as u64 + VERSION_OVERHEAD_BYTES, Ordering::Relaxed);
     }
@@ -245,11 +244,11 @@ impl Memtable {
             }
             for (_, bucket, tag) in of_one_shard {
                 // The last but one is what is mostly written over; the last is not looked at.
-                let of_tag = |entry: &&Entry| entry.tag == *tag;
+                let of_tag = |entry: &&Entry| entry.tag() == *tag;
                 let mut newest_first = shard.buckets[*bucket].iter().rev().filter(of_tag);
                 if let Some(older) = newest_first.nth(1) {
-                    let chunk = &shard.chunks[older.place() >> CHUNK_BITS];
-                    let row = &chunk[older.place() % CHUNK_BYTES..];
+                    let chunk = &shard.chunks[(older.place >> CHUNK_BITS) as usize];
+                    let row = &chunk[older.place as usize % CHUNK_BYTES..];
                     for line in row.chunks(LINE_BYTES).take(BROUGHT_IN_LINES) {
                         seen += usize::from(line[0]);
                     }
@@ -266,7 +265,7 @@ impl Memtable {
         let shard = self.read(shard);
         let behind = shard.find(bucket, (tag, at.0));
         let older = shard.buckets[bucket][..behind].iter().rev();
-        let same_tag = older.take_while(|entry| entry.tag == tag);
+        let same_tag = older.take_while(|entry| entry.tag() == tag);
         let mut versions = same_tag.map(|entry| shard.version(*entry));
         versions.find(|version| version.key == key).map(|version| read(version.value))
     }
@@ -290,7 +289,7 @@ impl Memtable {
         let mut entries = shard.buckets[bucket].to_vec();
         entries.reverse();
         entries.sort_by(|a, b| {
-            a.tag.cmp(&b.tag).then_with(|| shard.version(*a).key.cmp(shard.version(*b).key))
+            a.tag().cmp(&b.tag()).then_with(|| shard.version(*a).key.cmp(shard.version(*b).key))
         });
         entries
     }
@@ -340,7 +339,7 @@ impl Memtable {
         hash[..len].copy_from_slice(&key[..len]);
         let hash = u64::from_be_bytes(hash);
         let number = (hash >> (u64::BITS - self.shard_bits - self.bucket_bits)) as usize;
-        let tag = (hash << (self.shard_bits + self.bucket_bits) >> 32) as u32;
+        let tag = (hash << (self.shard_bits + self.bucket_bits) >> 32) as u32 & !SAME_KEY;
         (number >> self.bucket_bits, number & ((1 << self.bucket_bits) - 1), tag)
     }
 
