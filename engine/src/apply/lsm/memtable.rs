@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! hash:   | shard | bucket | tag: 31 bits | ... |
-//! bucket: entries (tag, same key as before?, LSN, place of the row), in order of (tag, LSN)
+//! bucket: entries (tag, LSN, place of the row), in order of (tag, LSN)
 //! row:    | key bytes: u32 | value bytes: u32 | storage key ... | value ... |
 //! ```
 //!
@@ -72,8 +72,8 @@ struct Entry {
     place: u32,
 }
 
-/// Of an entry's tag: it is known to be of the same key as the entry in front of it. (If not, it may
-/// be.) With it, a row is replaced without a look at the newer one.
+/// Of an entry's tag: known to be of the same key as the entry in front. (Without, it may be.)
+/// With it, a row is replaced without a look at the newer one.
 const SAME_KEY: u32 = 1;
 
 impl Entry {
