@@ -149,6 +149,9 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         let small = batch.iter().map(|run| run.bytes.len()).sum::<usize>() <= SMALL_WRITE_BYTES_MAX;
         if small {
             node.stay_awake_for_write();
+        } else if node.primary().is_some_and(|primary| node.wants_durable(primary)) {
+            // To replicas first: their writes are waited for as well, and have a way to go.
+            tokio::task::yield_now().await;
         }
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
@@ -166,7 +169,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
                     // Answers first: who they go to decides when the next write begins.
                     tokio::task::yield_now().await;
                 }
-                node.stay_awake_for_clients();
+                node.stay_awake_for_answers(small);
             }
             Err(error) => {
                 mark(Mark::WriteFailed);
@@ -250,13 +253,17 @@ impl<E: Edge> Node<E> {
         }
     }
 
-    /// Clients that have just been answered are expected.
-    fn stay_awake_for_clients(&self) {
+    /// Clients that have just been answered are expected; where they are not answered yet, the ack
+    /// of a replica that has little to write.
+    fn stay_awake_for_answers(&self, small: bool) {
         let primary = self.primary();
         match primary.and_then(|primary| primary.returning.wait_ns(self.edge.now())) {
             Some(expected) => {
                 let time = Duration::from_nanos(expected).min(self.busy_poll());
                 self.edge.stay_awake(time);
+            }
+            None if small && self.committed.get() < self.durable.get() => {
+                self.edge.stay_awake(self.busy_poll());
             }
             None => self.edge.may_sleep(),
         }
