@@ -111,6 +111,37 @@ impl Returning {
     }
 }
 
+/// How soon frames come to a replica that has nothing left to do for those before.
+#[derive(Default)]
+pub struct NextFrame {
+    /// Since when it has had nothing left to do.
+    idle_since: Cell<Option<Nanos>>,
+    /// Mean time from there to the next frame.
+    wait_ns: Cell<Nanos>,
+}
+
+impl NextFrame {
+    /// Everything received is committed.
+    pub fn wait_from(&self, now: Nanos) {
+        self.idle_since.set(self.idle_since.get().or(Some(now)));
+    }
+
+    /// A frame has come. One that took very long is not the end of a habit: it counts as twice
+    /// `longest_ns`.
+    pub fn came(&self, now: Nanos, longest_ns: Nanos) {
+        if let Some(since) = self.idle_since.take() {
+            let wait_ns = now.saturating_sub(since).min(2 * longest_ns);
+            self.wait_ns.set(mean(self.wait_ns.get(), wait_ns));
+        }
+    }
+
+    /// Whether frames have been coming within `longest_ns`.
+    #[must_use]
+    pub fn is_soon(&self, longest_ns: Nanos) -> bool {
+        self.wait_ns.get() < longest_ns
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +174,31 @@ mod tests {
         assert!(returning.wait_ns(now + 10).is_some());
         returning.returned(answers[0], now + 10);
         assert_eq!(returning.wait_ns(now + 10), None, "all are back");
+    }
+
+    #[test]
+    fn the_next_frame_is_expected_where_frames_have_come_soon() {
+        const LONGEST_NS: Nanos = 200_000;
+        let next = NextFrame::default();
+        let frames = |count: u64, wait_ns: Nanos, mut now: Nanos| {
+            for _ in 0..count {
+                next.wait_from(now);
+                // What comes in between, such as a notice that says nothing new, changes nothing.
+                next.wait_from(now + wait_ns / 2);
+                now += wait_ns;
+                next.came(now, LONGEST_NS);
+            }
+            now
+        };
+        let now = frames(20, LONGEST_NS / 2, 0);
+        assert!(next.is_soon(LONGEST_NS));
+        let now = frames(1, 1_000 * LONGEST_NS, now);
+        assert!(next.is_soon(LONGEST_NS), "one long pause");
+        let now = frames(20, 3 * LONGEST_NS, now);
+        assert!(!next.is_soon(LONGEST_NS));
+        frames(20, LONGEST_NS / 2, now);
+        assert!(next.is_soon(LONGEST_NS));
+        assert!(!next.is_soon(0), "who may not stay awake expects nothing");
     }
 
     #[test]

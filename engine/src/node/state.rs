@@ -25,7 +25,7 @@ use super::existence::Existence;
 use super::greeting::Greeting;
 use super::latency::{Stages, Stamps};
 use super::pending::Pending;
-use super::returning::Returning;
+use super::returning::{NextFrame, Returning};
 use super::segments::Segments;
 use super::settings::Settings;
 use super::signal::Signal;
@@ -196,6 +196,8 @@ pub struct ReplicaRole {
     pub upstream: RefCell<Upstream>,
     /// The primary has said that nobody waits for `durable`: the writer may gather.
     pub gathers: Cell<bool>,
+    /// How soon the next frame is expected.
+    pub next_frame: NextFrame,
 }
 
 /// See [`ReplicaRole::upstream`].

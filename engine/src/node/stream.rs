@@ -70,7 +70,7 @@ pub(super) async fn stream<E: Edge>(
         };
         let received_bytes = run.len;
         take_run(node, link, replica, &mut buffer, run, &verifier).await?;
-        node.stay_awake_for_notice(received_bytes);
+        node.stay_awake_for_primary(replica, received_bytes);
         let room = needed.saturating_sub(buffer.len()).max(RECEIVE_ROOM_MIN);
         buffer = read(node, link, buffer, room).await?;
     }

@@ -17,7 +17,7 @@ use rowship_proto::{FrameHeader, Nanos};
 use zerocopy::FromBytes;
 
 use super::NodeError;
-use super::state::{Node, Stop, count};
+use super::state::{Node, ReplicaRole, Stop, count};
 use super::tip::Run;
 use crate::edge::{Disk, Edge, RingFile};
 use crate::log::{Checkpoint, segment, write_bytes_max};
@@ -269,9 +269,19 @@ impl<E: Edge> Node<E> {
         }
     }
 
-    /// A replica that has received a little, not committed yet, is about to be told that it is.
-    pub(super) fn stay_awake_for_notice(&self, received_bytes: usize) {
-        if received_bytes <= SMALL_WRITE_BYTES_MAX && self.committed.get() < self.appended.get() {
+    /// A replica that has received a little, not committed yet, is about to be told that it is; one
+    /// whose acks are waited for, soon of the next frame, where frames have been coming soon.
+    pub(super) fn stay_awake_for_primary(&self, replica: &ReplicaRole, received_bytes: usize) {
+        let (now, longest_ns) = (self.edge.now(), self.settings.node.busy_poll_us * 1_000);
+        if received_bytes > 0 {
+            replica.next_frame.came(now, longest_ns);
+        }
+        let outstanding = self.committed.get() < self.appended.get();
+        if !outstanding {
+            replica.next_frame.wait_from(now);
+        }
+        let soon = !replica.gathers.get() && replica.next_frame.is_soon(longest_ns);
+        if received_bytes <= SMALL_WRITE_BYTES_MAX && (outstanding || soon) {
             self.edge.stay_awake(self.busy_poll());
         } else {
             self.edge.may_sleep();
