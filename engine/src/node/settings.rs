@@ -169,7 +169,7 @@ impl Settings {
                 cache_bytes: 64 << 20,
                 send_window_bytes: 16 << 20,
                 transfer_bytes: 2 << 20,
-                window_bytes_max: 4 << 20,
+                window_bytes_max: 2 << 20,
                 small_window_bytes: 4 << 10,
                 frame_buffers: 16,
                 disk_reserve_bytes: 128 << 20,
