@@ -8,6 +8,8 @@
 //! for the write without them and for their own.) Where they do not, nothing waits. (PostgreSQL's
 //! `commit_delay` and `commit_siblings` and MariaDB's `binlog_commit_wait_usec` are the same idea
 //! with numbers that somebody must choose.)
+//!
+//! A replica keeps the same kind of habit of its primary's frames: [`NextFrame`].
 
 use std::cell::Cell;
 
@@ -194,7 +196,7 @@ mod tests {
         assert!(next.is_soon(LONGEST_NS));
         let now = frames(1, 1_000 * LONGEST_NS, now);
         assert!(next.is_soon(LONGEST_NS), "one long pause");
-        let now = frames(20, 3 * LONGEST_NS, now);
+        let now = frames(20, 3 * LONGEST_NS / 2, now);
         assert!(!next.is_soon(LONGEST_NS));
         frames(20, LONGEST_NS / 2, now);
         assert!(next.is_soon(LONGEST_NS));

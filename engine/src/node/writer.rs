@@ -145,7 +145,6 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
         if planted(Bug::AckBeforeSync) {
             node.handle_durable(batch.last().expect("never empty"));
         }
-        let started = node.edge.now();
         let small = batch.iter().map(|run| run.bytes.len()).sum::<usize>() <= SMALL_WRITE_BYTES_MAX;
         if small {
             node.stay_awake_for_write();
@@ -153,6 +152,7 @@ pub async fn run<E: Edge>(node: Rc<Node<E>>) {
             // To replicas first: their writes are waited for as well, and have a way to go.
             tokio::task::yield_now().await;
         }
+        let started = node.edge.now();
         let written = write(&node, &batch, batch_bytes).await;
         node.writes.busy.set(false);
         match written {
@@ -253,8 +253,8 @@ impl<E: Edge> Node<E> {
         }
     }
 
-    /// Clients that have just been answered are expected; where they are not answered yet, the ack
-    /// of a replica that has little to write.
+    /// Clients that have just been answered are expected. Where what was written is not committed
+    /// yet, and is little: on a primary the acks that its replies wait for, on a replica the notice.
     fn stay_awake_for_answers(&self, small: bool) {
         let primary = self.primary();
         match primary.and_then(|primary| primary.returning.wait_ns(self.edge.now())) {

@@ -351,8 +351,8 @@ pub static KEYS: &[Key] = &[
         0,
         0,
         1_000,
-        "Longest that the node looks for the end of a small write, or for clients about to write \
-         again, before it sleeps; 0 always sleeps",
+        "Longest that the node looks for the end of a small write, for acks that replies wait for, \
+         for its primary, or for clients about to write again, before it sleeps; 0 always sleeps",
         "it takes a core from others; beyond a millisecond waking up no longer matters"
     ),
     number!(
