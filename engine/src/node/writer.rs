@@ -253,8 +253,8 @@ impl<E: Edge> Node<E> {
         }
     }
 
-    /// Clients that have just been answered are expected. Where what was written is not committed
-    /// yet, and is little: on a primary the acks that its replies wait for, on a replica the notice.
+    /// Clients that have just been answered are expected. Where what was written is little, and not
+    /// committed yet: on a primary the acks that its replies wait for, on a replica the notice.
     fn stay_awake_for_answers(&self, small: bool) {
         let primary = self.primary();
         match primary.and_then(|primary| primary.returning.wait_ns(self.edge.now())) {
