@@ -1,5 +1,5 @@
 //! Bytes that rot at rest, writes that tear, disks that fail: a real node finds it, names it, and
-//! never passes it over.
+//! never passes it over. Disks that are busy: what has nothing to do with that goes on.
 
 mod support;
 
@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use support::{
     Frame, Node, Random, assert_identical, assert_rows, flip, frames, segments, set_rows,
@@ -172,7 +173,7 @@ fn damage_that_only_apply_reads_stops_the_start_and_a_peers_segment_heals_it() {
     replica.start();
     set_rows(&primary, 0..700, value);
     replica.catch_up_with(&primary);
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(100));
     primary.kill();
     let frames = frames(&primary.directory);
     let frame = frames.iter().find(|frame| frame.kind == "rows" && frame.base == 65536).unwrap();
@@ -285,11 +286,11 @@ fn a_write_that_fails_is_not_acknowledged_and_ends_the_node() {
         .stderr(File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    let until = std::time::Instant::now() + support::PATIENCE;
+    let until = Instant::now() + support::PATIENCE;
     let told = || std::fs::read_to_string(&log).unwrap();
     while !told().contains("ready") {
-        assert!(std::time::Instant::now() < until, "{}", told());
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert!(Instant::now() < until, "{}", told());
+        std::thread::sleep(Duration::from_millis(10));
     }
     let limit = rustix::process::Rlimit {
         current: Some(limit_blocks * 512),
@@ -312,4 +313,35 @@ fn a_write_that_fails_is_not_acknowledged_and_ends_the_node() {
     node.start();
     assert_rows(&node, 0..acknowledged + 1, value);
     assert_whole(&node);
+}
+
+#[test]
+fn while_a_segment_is_filled_with_zeroes_checkpoints_and_status_go_on() {
+    let scratch = tempfile::tempdir().unwrap();
+    let flags = ["--segment-bytes", "512MiB", "--checkpoint-ms", "10"];
+    let mut node = Node::primary(scratch.path(), "primary", &flags);
+    node.start();
+    let filling = node.directory.join("prepare.tmp");
+    while !filling.exists() {
+        assert!(segments(&node.directory).len() < 2, "the second segment is there already");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let state = || std::fs::read(node.directory.join("node.state")).unwrap();
+    let (began, mut slowest) = (Instant::now(), Duration::ZERO);
+    let (mut last, mut stored, mut looks) = (state(), 0, 0);
+    while filling.exists() {
+        set_rows(&node, looks..looks + 1, value);
+        let asked = Instant::now();
+        node.status();
+        slowest = slowest.max(asked.elapsed());
+        looks += 1;
+        let now = state();
+        stored += u64::from(now != last);
+        last = now;
+    }
+    let took = began.elapsed();
+    assert!(looks > 3, "{looks} looks in {took:?}: it was ready too soon to see anything");
+    assert!(slowest < took / 2, "one of {looks} answers took {slowest:?} of {took:?}");
+    assert!(stored > 2, "{stored} checkpoints, {looks} looks in {took:?}");
+    node.stop();
 }

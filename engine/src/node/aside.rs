@@ -22,8 +22,6 @@ use crate::intake::session::{Action, Queued};
 pub struct Aside {
     /// One for each SCAN, in order: keys only, not the rows.
     listed: VecDeque<Result<Listed, Reply>>,
-    /// For INFO.
-    standing: Option<status::Standing>,
 }
 
 /// Whether pages are needed, for which rows must be read at one snapshot.
@@ -39,7 +37,7 @@ impl Aside {
         commands: &[Queued],
         fetched: &Fetched,
     ) -> Aside {
-        let mut aside = Aside { listed: VecDeque::new(), standing: None };
+        let mut aside = Aside { listed: VecDeque::new() };
         let scans = || {
             commands.iter().filter_map(|command| match command {
                 Queued::Act(Action::Scan(options)) => Some(options),
@@ -51,9 +49,6 @@ impl Aside {
             for options in scans() {
                 aside.listed.push_back(scans::listed_at(node, at, options, parts).await);
             }
-        }
-        if commands.iter().any(|command| matches!(command, Queued::Act(Action::Info(_)))) {
-            aside.standing = Some(status::Standing::of(node).await);
         }
         aside
     }
@@ -67,8 +62,8 @@ impl Aside {
         rows: &mut TransactionRows<'_, E>,
     ) -> Reply {
         let missing = || Reply::error("ERR not something this node does inside a transaction");
-        match (action, &self.standing) {
-            (Action::Scan(options), _) => match self.listed.pop_front() {
+        match action {
+            Action::Scan(options) => match self.listed.pop_front() {
                 Some(Ok(listed)) => match rows.newer(options.cursor, listed.next_hash) {
                     Ok(newer) => scans::reply(listed, options, newer),
                     Err(error) => error,
@@ -76,14 +71,12 @@ impl Aside {
                 Some(Err(error)) => error,
                 None => missing(),
             },
-            (Action::Dbsize, _) => Reply::Integer(i64::try_from(rows.count()).unwrap_or(i64::MAX)),
-            (Action::Wait { .. }, _) => waits::replicas_now(node, client),
-            (Action::WaitAof { .. }, _) => waits::durable_now(node, client),
-            (Action::Role, _) => status::role(node),
-            (Action::Info(sections), Some(standing)) => {
-                Reply::Verbatim(status::info(node, standing, sections))
-            }
-            (Action::ConfigGet(patterns), _) => status::config_get(node, patterns),
+            Action::Dbsize => Reply::Integer(i64::try_from(rows.count()).unwrap_or(i64::MAX)),
+            Action::Wait { .. } => waits::replicas_now(node, client),
+            Action::WaitAof { .. } => waits::durable_now(node, client),
+            Action::Role => status::role(node),
+            Action::Info(sections) => Reply::Verbatim(status::info(node, sections)),
+            Action::ConfigGet(patterns) => status::config_get(node, patterns),
             _ => missing(),
         }
     }

@@ -12,8 +12,7 @@ use super::fetch::{Fetched, Reach};
 use super::outbox::Needs;
 use super::rows::TransactionRows;
 use super::state::Node;
-use super::status::{self, Standing};
-use super::{scans, transaction, waits};
+use super::{scans, status, transaction, waits};
 use crate::edge::Edge;
 use crate::intake::execute::Rows as _;
 use crate::intake::execute::{Keys, View};
@@ -77,20 +76,14 @@ async fn ask<E: Edge>(node: &Rc<Node<E>>, client: &Rc<Client<E>>, action: Action
             waits::wait_aof(node, client, local, replicas, timeout_ms).await
         }
         Action::Role => status::role(node),
-        Action::Info(sections) => {
-            let standing = Standing::of(node).await;
-            Reply::Verbatim(status::info(node, &standing, &sections))
-        }
+        Action::Info(sections) => Reply::Verbatim(status::info(node, &sections)),
         Action::ConfigGet(patterns) => status::config_get(node, &patterns),
         Action::Ack(words) => ack(node, client, &words).await,
         Action::Position => position(node, client),
         Action::WaitPosition { token, timeout_ms } => {
             waits::wait_position(node, client, &token, timeout_ms).await
         }
-        Action::Status => {
-            let standing = Standing::of(node).await;
-            Reply::text(status::json(node, &standing).to_string())
-        }
+        Action::Status => Reply::text(status::json(node).to_string()),
         Action::Retire(lsn) => super::retention::retire(node, lsn).await,
         _ => Reply::error("ERR not something this node does"),
     }

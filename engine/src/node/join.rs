@@ -17,8 +17,8 @@ use crate::edge::{Edge, Stream, offload};
 use crate::log::prepare::Fill;
 use crate::log::{LogError, SegmentHeader, SegmentMaps, cut};
 
-pub(super) async fn hello<E: Edge>(node: &Node<E>) -> Hello {
-    let state = node.state.lock().await;
+pub(super) fn hello<E: Edge>(node: &Node<E>) -> Hello {
+    let state = node.state.borrow();
     Hello {
         versions: PROTOCOL_VERSIONS,
         log_id: node.log_id.get(),
@@ -43,7 +43,7 @@ pub(super) async fn prepare<E: Edge>(
 ) -> Result<StreamVerifier, Ended> {
     let (end, visible) = (node.appended.get(), node.visible.get());
     let follow = {
-        let state = node.state.lock().await;
+        let state = node.state.borrow();
         let holdings = Holdings {
             log_id: node.log_id.get(),
             highest_epoch: state.epoch_highest,
@@ -91,7 +91,7 @@ pub(super) async fn prepare<E: Edge>(
     link.stream.write_all(ready.into()).await.map_err(|error| lost(&error))?;
     link.streaming.set(true);
     node.learn_committed(welcome.committed);
-    let epoch = node.state.lock().await.history.epoch_below(resume);
+    let epoch = node.state.borrow().history.epoch_below(resume);
     let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
     Ok(StreamVerifier { seed: welcome.log_id.seed(), body_max, next: resume, chain, epoch })
 }
@@ -202,15 +202,14 @@ impl<E: Edge> Node<E> {
         let from = self.appended.get();
         let applied = self.dispatched.get().max(self.visible.get());
         let _changing = self.segments.changing.lock().await;
-        let mut state = self.state.lock().await;
-        let (mut copy, disk) = (state.clone(), self.disk.clone());
+        let _storing = self.storing.lock().await;
+        let (mut copy, disk) = (self.state.borrow().clone(), self.disk.clone());
         let done = offload(&self.preparation, move || {
             cut(&disk, &mut copy, to, from, applied).map(|end| (copy, end))
         });
         let done = done.await.map_err(|error| NodeError::internal(&error))?;
         let (copy, end) = done.map_err(|error| NodeError::log(&error))?;
-        *state = copy;
-        drop(state);
+        *self.state.borrow_mut() = copy;
         self.segments.close_above(to);
         self.appended.set(to);
         self.durable.set(to);

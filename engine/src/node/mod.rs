@@ -22,8 +22,8 @@
 //!   is the table of the simulation.
 //!
 //! Invariant: nothing here blocks the ring thread. What may wait for the disk goes to a worker:
-//! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments,
-//! `node.state`, cold pages), `maintenance` (flush and compaction), and the lanes.
+//! `reader` (cold rows, scans, checking what comes out of maps), `preparation` (segments),
+//! `records` (`node.state`), `maintenance` (flush and compaction), and the lanes.
 
 pub mod appender;
 pub mod aside;

@@ -206,7 +206,7 @@ async fn join_and_stream<E: Edge>(
     replica: &ReplicaRole,
     link: &Rc<ReplicaLink<E::Stream>>,
 ) -> Result<(), Ended> {
-    let hello = hello(node).await;
+    let hello = hello(node);
     let bytes = Message::Hello(hello).encode();
     link.stream.write_all(bytes.into()).await.map_err(|error| lost(&error))?;
     let mut buffer = BytesMut::with_capacity(node.settings.node.transfer_bytes);

@@ -91,7 +91,7 @@ impl<E: Edge> Node<E> {
         let text = serde_json::json!(&*primary.known.replicas.borrow()).to_string();
         let disk = self.disk.clone();
         let stored =
-            offload(&self.preparation, move || replace_file(&disk, KNOWN_FILE, text.as_bytes()));
+            offload(&self.records, move || replace_file(&disk, KNOWN_FILE, text.as_bytes()));
         let stored = stored.await.map_err(|error| NodeError::internal(&error))?;
         // Not the log: a full disk here is told, and does not stop the node.
         if let Err(error) = stored {
@@ -110,7 +110,7 @@ pub async fn retire<E: Edge>(node: &Rc<Node<E>>, to: Lsn) -> Reply {
         return Reply::error(format!("ERR cannot flush the table: {error}"));
     }
     let (checkpoint, table_durable) = {
-        let state = node.state.lock().await;
+        let state = node.state.borrow();
         (state.checkpoint.map(|end| end.lsn).unwrap_or_default(), state.table_durable.lsn)
     };
     let replicas = node.primary().map_or_else(Vec::new, |primary| {

@@ -133,7 +133,7 @@ pub async fn dump<E: Edge>(node: &Rc<Node<E>>, cursor: u64, count: u64) -> Reply
     let lsn = rowship_proto::Lsn(at);
     let epoch = match node.primary() {
         Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
-        None => node.state.lock().await.history.epoch_below(lsn),
+        None => node.state.borrow().history.epoch_below(lsn),
     };
     let position = rowship_proto::Position { epoch, lsn };
     let cursor = cursor_reply(page.next_hash);

@@ -86,12 +86,16 @@ pub struct Node<E: Edge> {
     pub room: Signal,
     /// The table has new files: compaction may have something to do.
     pub compact: tokio::sync::Notify,
-    /// `node.state`; the lock is held while it is written.
-    pub state: tokio::sync::Mutex<NodeState>,
+    /// `node.state`, as it is durable.
+    pub state: RefCell<NodeState>,
+    /// Held while `node.state` is changed and written.
+    pub storing: tokio::sync::Mutex<()>,
     /// Reads and scans that may wait for the disk.
     pub reader: Worker<Job>,
-    /// Segments, `node.state`, cold pages.
+    /// Segments: making them ready takes as long as writing them.
     pub preparation: Worker<Job>,
+    /// Small files that must be durable before something goes on: `node.state`, known replicas.
+    pub records: Worker<Job>,
     /// Flush and compaction of the table, step by step.
     pub maintenance: Worker<Job>,
     /// The node stops, and why.
@@ -341,16 +345,18 @@ impl<E: Edge> Node<E> {
         &self,
         change: impl FnOnce(&mut NodeState) -> T,
     ) -> Result<T, NodeError> {
-        let mut state = self.state.lock().await;
-        let result = change(&mut state);
+        let _storing = self.storing.lock().await;
+        let mut next = self.state.borrow().clone();
+        let result = change(&mut next);
         if planted(Bug::StateNotSynced) {
+            *self.state.borrow_mut() = next;
             return Ok(result);
         }
-        let (mut copy, disk) = (state.clone(), self.disk.clone());
-        let stored = offload(&self.preparation, move || copy.store(&disk).map(|()| copy)).await;
+        let disk = self.disk.clone();
+        let stored = offload(&self.records, move || next.store(&disk).map(|()| next)).await;
         match stored {
             Ok(Ok(stored)) => {
-                *state = stored;
+                *self.state.borrow_mut() = stored;
                 Ok(result)
             }
             Ok(Err(error)) => Err(NodeError::disk(&error)),

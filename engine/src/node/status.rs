@@ -1,9 +1,9 @@
 //! What operators see: one JSON value, and its forms as INFO, ROLE and CONFIG GET.
 
 use bytes::Bytes;
+use rowship_proto::Lsn;
 use rowship_proto::ack::ClientPolicy;
 use rowship_proto::primary::{LinkState, Replica};
-use rowship_proto::{Epoch, Lsn};
 use serde_json::{Value, json};
 
 use super::settings::OnMissing;
@@ -12,34 +12,16 @@ use crate::edge::Edge;
 use crate::intake::glob::glob_matches;
 use crate::intake::reply::Reply;
 
-/// What `node.state` says, which may be waited for.
-pub struct Standing {
-    node_id: u64,
-    incarnation: u64,
-    epoch: Epoch,
-    table_durable: Lsn,
-}
-
-impl Standing {
-    /// As it is now.
-    pub async fn of<E: Edge>(node: &Node<E>) -> Standing {
-        let state = node.state.lock().await;
-        let (node_id, incarnation) = (state.node_id, state.incarnation);
-        let (epoch, table_durable) = (state.history.epoch(), state.table_durable.lsn);
-        Standing { node_id, incarnation, epoch, table_durable }
-    }
-}
-
 /// Everything, as `rowship status --json` prints it.
-pub fn json<E: Edge>(node: &Node<E>, standing: &Standing) -> Value {
-    let Standing { node_id, incarnation, epoch, table_durable } = *standing;
+pub fn json<E: Edge>(node: &Node<E>) -> Value {
+    let state = node.state.borrow();
     let mut value = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "node": node_json(node, node_id, incarnation),
+        "node": node_json(node, state.node_id, state.incarnation),
         "kernel": { "release": node.ring.kernel, "io_uring": node.ring.features },
-        "log": log_json(node, &epoch.to_string()),
+        "log": log_json(node, &state.history.epoch().to_string()),
         "ack": ack_json(node),
-        "table": table_json(node, table_durable),
+        "table": table_json(node, state.table_durable.lsn),
         "clients": {
             "connected": node.counters.clients.get(),
             "total": node.counters.clients_total.get(),
@@ -225,8 +207,8 @@ fn counters_json<E: Edge>(node: &Node<E>) -> Value {
 }
 
 /// INFO: Redis's sections and names where there are any, then everything of ours under its path.
-pub fn info<E: Edge>(node: &Node<E>, standing: &Standing, sections: &[String]) -> String {
-    let value = json(node, standing);
+pub fn info<E: Edge>(node: &Node<E>, sections: &[String]) -> String {
+    let value = json(node);
     let all = sections.is_empty()
         || sections
             .iter()

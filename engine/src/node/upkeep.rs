@@ -290,7 +290,7 @@ impl<E: Edge> Node<E> {
             return Ok(());
         }
         {
-            let state = self.state.lock().await;
+            let state = self.state.borrow();
             let known = state.checkpoint.is_some_and(|checkpoint| checkpoint.lsn >= end.lsn);
             if known && state.committed >= committed {
                 return Ok(());

@@ -127,11 +127,7 @@ pub async fn wait_position<E: Edge>(
     let answer = until(node, timeout_ms, || {
         let located = match node.primary() {
             Some(primary) => primary.machine.borrow().history().locate(token),
-            None => match node.state.try_lock() {
-                Ok(state) => state.history.locate(token),
-                // Being written: look again after that.
-                Err(_) => Located::Unknown,
-            },
+            None => node.state.borrow().history.locate(token),
         };
         match located {
             Located::Lost if !planted(Bug::WaitByLsnAlone) => {
@@ -148,17 +144,17 @@ pub async fn wait_position<E: Edge>(
     })
     .await;
     let answer = answer.unwrap_or("timeout");
-    let visible = node.visible_position().await;
+    let visible = node.visible_position();
     Reply::Array(vec![Reply::text(answer), Reply::text(visible.to_string())])
 }
 
 impl<E: Edge> Node<E> {
     /// `visible` as a token.
-    pub(super) async fn visible_position(&self) -> Position {
+    pub(super) fn visible_position(&self) -> Position {
         let lsn = self.visible.get();
         let epoch = match self.primary() {
             Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
-            None => self.state.lock().await.history.epoch_below(lsn),
+            None => self.state.borrow().history.epoch_below(lsn),
         };
         Position { epoch, lsn }
     }

@@ -218,7 +218,7 @@ impl Operator {
 fn knows_epoch_of(replica: &Member, primary: &Member) -> bool {
     let (Some(replica), Some(primary)) = (replica.node(), primary.node()) else { return false };
     let epoch = primary.primary().map(|primary| primary.epoch);
-    replica.state.try_lock().is_ok_and(|state| Some(state.epoch_highest) == epoch)
+    Some(replica.state.borrow().epoch_highest) == epoch
 }
 
 /// How often replicas are looked at, every millisecond, until they have heard of a new primary.
