@@ -131,11 +131,7 @@ pub async fn dump<E: Edge>(node: &Rc<Node<E>>, cursor: u64, count: u64) -> Reply
         Err(reply) => return reply,
     };
     let lsn = rowship_proto::Lsn(at);
-    let epoch = match node.primary() {
-        Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
-        None => node.state.borrow().history.epoch_below(lsn),
-    };
-    let position = rowship_proto::Position { epoch, lsn };
+    let position = rowship_proto::Position { epoch: node.epoch_below(lsn).await, lsn };
     let cursor = cursor_reply(page.next_hash);
     let dictionary = node.dictionary.borrow();
     let mut rows = Vec::with_capacity(page.rows.len() * 2);

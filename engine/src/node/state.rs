@@ -88,7 +88,8 @@ pub struct Node<E: Edge> {
     pub compact: tokio::sync::Notify,
     /// `node.state`, as it is durable.
     pub state: RefCell<NodeState>,
-    /// Held while `node.state` is changed and written.
+    /// Held while `node.state` is changed and written. A replica takes an epoch's first frames in
+    /// before it has written that the epoch began: until then the history above does not know it.
     pub storing: tokio::sync::Mutex<()>,
     /// Reads and scans that may wait for the disk.
     pub reader: Worker<Job>,
@@ -335,6 +336,15 @@ impl<E: Edge> Node<E> {
             events.pop_front();
         }
         events.push_back(text);
+    }
+
+    /// Epoch of the frame below `lsn`, once all epochs that have begun here are known.
+    pub(super) async fn epoch_below(&self, lsn: Lsn) -> Epoch {
+        if let Some(primary) = self.primary() {
+            return primary.machine.borrow().history().epoch_below(lsn);
+        }
+        let _stored = self.storing.lock().await;
+        self.state.borrow().history.epoch_below(lsn)
     }
 
     /// Changes `node.state` and makes the change durable.

@@ -127,7 +127,11 @@ pub async fn wait_position<E: Edge>(
     let answer = until(node, timeout_ms, || {
         let located = match node.primary() {
             Some(primary) => primary.machine.borrow().history().locate(token),
-            None => node.state.borrow().history.locate(token),
+            None => match node.storing.try_lock() {
+                Ok(_stored) => node.state.borrow().history.locate(token),
+                // An epoch may be beginning in which the token is lost: look again after that.
+                Err(_) => Located::Unknown,
+            },
         };
         match located {
             Located::Lost if !planted(Bug::WaitByLsnAlone) => {
@@ -144,18 +148,7 @@ pub async fn wait_position<E: Edge>(
     })
     .await;
     let answer = answer.unwrap_or("timeout");
-    let visible = node.visible_position();
+    let lsn = node.visible.get();
+    let visible = Position { epoch: node.epoch_below(lsn).await, lsn };
     Reply::Array(vec![Reply::text(answer), Reply::text(visible.to_string())])
-}
-
-impl<E: Edge> Node<E> {
-    /// `visible` as a token.
-    pub(super) fn visible_position(&self) -> Position {
-        let lsn = self.visible.get();
-        let epoch = match self.primary() {
-            Some(primary) => primary.machine.borrow().history().epoch_below(lsn),
-            None => self.state.borrow().history.epoch_below(lsn),
-        };
-        Position { epoch, lsn }
-    }
 }
