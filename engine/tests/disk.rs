@@ -322,8 +322,10 @@ fn while_a_segment_is_filled_with_zeroes_checkpoints_and_status_go_on() {
     let mut node = Node::primary(scratch.path(), "primary", &flags);
     node.start();
     let filling = node.directory.join("prepare.tmp");
+    let until = Instant::now() + support::PATIENCE;
     while !filling.exists() {
         assert!(segments(&node.directory).len() < 2, "the second segment is there already");
+        assert!(Instant::now() < until, "no second segment is made");
         std::thread::sleep(Duration::from_millis(1));
     }
     let state = || std::fs::read(node.directory.join("node.state")).unwrap();
